@@ -1,0 +1,29 @@
+"""The only reader of time."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+
+#: Seconds on the system-wide monotonic clock; comparable between processes of one host.
+monotonic = time.monotonic
+#: Seconds since the epoch.
+epoch = time.time
+#: Seconds for measuring short durations within one process.
+perf_counter = time.perf_counter
+#: CPU seconds of this process, all threads.
+process_time = time.process_time
+#: Sleeps; for tests' doubles there is one name to replace.
+sleep = time.sleep
+
+
+def as_utc(seconds: float) -> datetime:
+    """Return the aware UTC datetime of ``seconds`` since the epoch."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def as_seconds(duration: float | timedelta) -> float:
+    """Return a duration given as seconds or `timedelta` as float seconds."""
+    if isinstance(duration, timedelta):
+        return duration.total_seconds()
+    return float(duration)

@@ -1,0 +1,67 @@
+"""Cancellation: an intent with a reason, seen by many, given once."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class CancelToken:
+    """Carries one cancel from whoever wants it to every run that was given the token.
+
+    Thread-safe; cancelling twice keeps the first reason.
+
+    Example:
+        >>> token = CancelToken()
+        >>> token.cancel("shutting down")
+        >>> token.is_cancelled, token.reason
+        (True, 'shutting down')
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watchers: list[Callable[[], None]] = []
+        self._reason: str | None = None
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._reason is not None
+
+    @property
+    def reason(self) -> str:
+        """What was given to `cancel`, or ""."""
+        return self._reason or ""
+
+    def cancel(self, reason: str = "cancelled") -> None:
+        """Ask every run that holds this token to end; returns at once."""
+        with self._lock:
+            if self._reason is not None:
+                return
+            self._reason = str(reason)
+            watchers, self._watchers = self._watchers, []
+        failures = []
+        for watcher in watchers:
+            try:
+                watcher()
+            except Exception as error:  # noqa: BLE001 - the others must know all the same
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
+        """Call ``watcher`` once when cancelled (now, if it already is); returns how to stop watching."""
+        with self._lock:
+            if self._reason is None:
+                self._watchers.append(watcher)
+                return lambda: self._forget(watcher)
+        watcher()
+        return lambda: None
+
+    def _forget(self, watcher: Callable[[], None]) -> None:
+        with self._lock:
+            if watcher in self._watchers:
+                self._watchers.remove(watcher)

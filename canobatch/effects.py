@@ -1,0 +1,201 @@
+"""What crosses between processes, and its bytes: values, store operations, errors.
+
+A value is pickled by reference wherever that works, also for what lives in ``__main__``; see `packing`
+for how workers come to know those names.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import reprlib
+import sys
+import traceback
+import types
+from numbers import Number
+from typing import Any, NamedTuple
+
+from canobatch.errors import PayloadError, RemoteError
+
+PROTOCOL = 5
+
+# -- values
+
+
+def dumps(value: Any) -> bytes:
+    """Pickle a value; what has no importable name goes by value.
+
+    Raises:
+        PayloadError: It cannot be pickled.
+    """
+    try:
+        return pickle.dumps(value, PROTOCOL)
+    except Exception:  # noqa: BLE001, S110 - whatever a __reduce__ raises; tried again below
+        pass
+    import cloudpickle  # noqa: PLC0415 - 35 ms, seldom needed
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, type | types.FunctionType) and _is_named_in_main(obj):
+                # Not as a global: pickle would insist on the very object.
+                return _named, ("__main__", obj.__qualname__)
+            return super().reducer_override(obj)
+
+    buffer = io.BytesIO()
+    try:
+        Pickler(buffer, PROTOCOL).dump(value)
+    except Exception as error:
+        raise PayloadError(f"{_describe(value)} cannot be pickled: {first_line(error)}") from error
+    return buffer.getvalue()
+
+
+def loads(data: bytes | bytearray) -> Any:
+    """Return the value that `dumps` packed."""
+    return pickle.loads(data)  # noqa: S301 - made by our own processes
+
+
+#: In a worker: the names of the functions of the launcher's ``__main__``. A task's own copies of them, which
+#: came by value, go back by name.
+main_functions: set[str] = set()
+
+
+def _named(module: str, qualname: str) -> Any:
+    found: Any = sys.modules[module]
+    for name in qualname.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def _is_named_in_main(obj: Any) -> bool:
+    if getattr(obj, "__module__", None) != "__main__":
+        return False
+    if isinstance(obj, types.FunctionType) and obj.__qualname__ in main_functions:
+        # This worker may be the one to read it.
+        vars(sys.modules["__main__"]).setdefault(obj.__qualname__, obj)
+        return True
+    found: Any = sys.modules.get("__main__")
+    for name in obj.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is obj
+
+
+def _describe(value: Any) -> str:
+    try:
+        text = value.__qualname__ if isinstance(value, type) else reprlib.repr(value)
+    except Exception:  # noqa: BLE001 - a user's __repr__
+        return f"a {type(value).__name__}"
+    return f"{type(value).__name__} {text}"
+
+
+def describe_error(error: BaseException) -> str:
+    """Return type and text of an exception, whose ``__str__`` may itself be broken."""
+    return f"{type(error).__name__}: {_text(error)}"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - a user's __str__
+        return "<its str() raises>"
+
+
+def first_line(error: BaseException) -> str:
+    """Return type and first line of an exception."""
+    return f"{type(error).__name__}: {(_text(error).strip() or 'no message').splitlines()[0]}"
+
+
+# -- store entries and operations
+
+
+class Entry(NamedTuple):
+    """A stored value: its pickle, "list", "number" or "" for what may be done to it, and its type's name."""
+
+    data: bytes
+    category: str
+    type_name: str
+
+
+def entry_of(value: Any) -> Entry:
+    """Pack a value for a store."""
+    category = "list" if isinstance(value, list) else "number" if _is_number(value) else ""
+    return Entry(dumps(value), category, type(value).__name__)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Number) and not isinstance(value, bool)
+
+
+#: Operations are plain tuples, so that they cross without a pickle of their own:
+#: ("put", key, entry), ("remove", key), ("append", key, data), ("add", key, n),
+#: ("update", key, function data, default data or None), ("clear",).
+Operation = tuple[Any, ...]
+
+
+# -- errors
+
+
+class ErrorRecord(NamedTuple):
+    """An exception on its way: what is always known, its pickle where that loads, and what it came from."""
+
+    type_name: str
+    text: str
+    traceback: str
+    data: bytes | None
+    notes: list[str]
+    cause: tuple[Any, ...] | None
+    context: tuple[Any, ...] | None
+    suppresses_context: bool
+
+
+#: Links of a chain of exceptions that travel.
+_MOST_LINKS = 8
+
+
+def record_error(error: BaseException, depth: int = 0) -> ErrorRecord:
+    """Pack an exception; its class may be broken in any way."""
+    trace = "".join(traceback.format_exception(error)) if depth == 0 else ""
+
+    def link(other: BaseException | None) -> tuple[Any, ...] | None:
+        return None if other is None or depth >= _MOST_LINKS else tuple(record_error(other, depth + 1))
+
+    return ErrorRecord(
+        f"{type(error).__module__}.{type(error).__qualname__}",
+        _text(error),
+        trace,
+        _loadable(error),
+        [str.__str__(note) for note in getattr(error, "__notes__", ()) if isinstance(note, str)],
+        link(error.__cause__),
+        None if error.__suppress_context__ else link(error.__context__),
+        error.__suppress_context__,
+    )
+
+
+def _loadable(error: BaseException) -> bytes | None:
+    """Return the exception's pickle if it loads again: one that does not must fail nobody else."""
+    try:
+        data = dumps(error)
+        return data if isinstance(loads(data), BaseException) else None
+    except BaseException:  # noqa: BLE001 - a constructor may even exit
+        return None
+
+
+def rebuild_error(record: tuple[Any, ...]) -> BaseException:
+    """Return the exception that `record_error` packed, or a `RemoteError` in its place."""
+    known = ErrorRecord(*record)
+    error: BaseException | None = None
+    if known.data is not None:
+        try:
+            error = loads(known.data)
+        except BaseException:  # noqa: BLE001
+            error = None
+    if not isinstance(error, BaseException):
+        error = RemoteError(f"{known.type_name}: {known.text}", type_name=known.type_name)
+    for note in known.notes:
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+    if known.cause is not None:
+        error.__cause__ = rebuild_error(known.cause)
+    if known.context is not None:
+        error.__context__ = rebuild_error(known.context)
+    error.__suppress_context__ = known.suppresses_context
+    return error

@@ -1,0 +1,81 @@
+"""Run: the handle of one execution of a workflow."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from canobatch.engine.driver import Driver
+    from canobatch.engine.report import RunReport
+    from canobatch.store import Store
+
+
+class Run:
+    """A run in the background. Made by `Workflow.start`.
+
+    It ends with the process: wait for it before the program ends.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._ended = threading.Event()
+        self._state: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._drive, name=f"canobatch-run-{driver.run_id}", daemon=True)
+        self._thread.start()
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self._driver.run_id
+
+    @property
+    def store(self) -> Store:
+        """The run's store; complete once the run has ended."""
+        return self._driver.store
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Wait for the end and return the exit state.
+
+        Raises:
+            TimeoutError: ``timeout`` seconds passed first; the run goes on.
+            CanobatchError: What the run failed with.
+        """
+        if not self._ended.wait(timeout):
+            raise TimeoutError(f"run {self.id} has not ended within {timeout} s")
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._state
+
+    def cancel(self, reason: str = "cancelled") -> None:
+        """Ask the run to end: what runs in workers is killed; returns at once."""
+        self._driver.token.cancel(reason)
+
+    def report(self) -> RunReport:
+        """Return what the run did so far."""
+        return self._driver.report()
+
+    def wait_through_interrupt(self) -> Any:
+        """Wait like `wait`; the first Ctrl-C cancels the run and ends it, the second abandons it."""
+        try:
+            return self.wait()
+        except KeyboardInterrupt:
+            if self._ended.is_set():
+                raise
+            self.cancel("interrupted")
+            self._ended.wait()
+            raise
+
+    def _drive(self) -> None:
+        try:
+            self._state = self._driver.run()
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+            self._error = error
+        finally:
+            self._ended.set()
+
+    def __repr__(self) -> str:
+        state = "running" if not self._ended.is_set() else "failed" if self._error else "finished"
+        return f"<Run {self.id} {state}>"

@@ -1,0 +1,386 @@
+"""One split: feeds its branches to the pool, counts what comes back, and settles it."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from canobatch import _clock
+from canobatch.definition import label
+from canobatch.effects import describe_error, dumps, entry_of, loads
+from canobatch.engine.attempt import Where, error_of, final_error, may_retry, status_of, unpacking_error
+from canobatch.engine.branches import Branches
+from canobatch.engine.fold import Fold, FoldError
+from canobatch.errors import ConfigurationError, JoinError, PayloadError, TaskError, WorkflowError
+from canobatch.join import BranchResult, BranchStatus, JoinTally, SplitResult, Verdict
+from canobatch.pool import Call, Finished, Lost, Progressed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from canobatch.definition import Map, Split
+    from canobatch.effects import Operation
+    from canobatch.engine.driver import Driver
+    from canobatch.pool import Event
+    from canobatch.task import TaskConfig
+
+#: Seconds of making items after which outcomes are looked at.
+_FEED_PATIENCE = 0.005
+#: How many branches may be ahead of an ordered fold, per branch that may run.
+_FOLD_AHEAD = 4
+
+
+class SplitOutcome(NamedTuple):
+    """What a split came to: writes to commit, or an error."""
+
+    writes: list[tuple[str, Sequence[Operation]]]
+    error: JoinError | None
+    is_timeout: bool
+
+
+class SplitExecution:
+    """One visit of a split state."""
+
+    def __init__(self, driver: Driver, state: Any, handler: Split | Map, run_deadline: float | None) -> None:
+        self._driver = driver
+        self._state = state
+        self._handler = handler
+        self._join = handler.join
+        self._run_deadline = run_deadline
+        self.attempts = 0
+        self.result: SplitResult | None = None
+        self._results: dict[int, BranchResult] = {}
+        self._writes: dict[int, tuple[Operation, ...]] = {}
+        #: Branches that were begun by us and have not ended for good: index -> attempts made.
+        self._open: dict[int, int] = {}
+        self._back_off: list[tuple[float, int, Call]] = []
+        self._order = itertools.count()
+        self._total: int | None = None
+        self._fold: Fold | None = None
+        self._map_config: TaskConfig | None = None
+        self._submitted = 0
+        self._is_exhausted = False
+        self._is_timeout = False
+        self._path = tuple(driver.path)
+
+    # -- the whole
+
+    def run(self) -> SplitOutcome:
+        """Run the split until it is settled and its losers are dead."""
+        driver, join = self._driver, self._join
+        started = _clock.monotonic()
+        self._deadline = None if join.timeout is None else started + float(join.timeout)
+        self._branches = branches = Branches(driver, self._state, self._handler)
+        self._total = branches.total
+        if branches.is_map:
+            self._map_config = driver.definition.config_of(self._handler, branches.tasks[0])
+        self._check_total()
+        self._tally = JoinTally(join.strategy, self._total, join.fail_fast)
+        if join.reduce is not None:
+            with self._naming("the initial value of reduce"):
+                self._fold = Fold(*join.reduce, ordered=join.ordered)
+        driver.emit("split_started", state=self._state, detail=self._total)
+        if self._total == 0:
+            return self._settle()
+        self._header = driver.header(
+            self._state,
+            branches.tasks,
+            min((at for at in (self._deadline, self._run_deadline) if at is not None), default=None),
+            is_map=branches.is_map,
+            is_made_here=branches.are_made_here,
+        )
+        self._station = driver.station()
+        self._lane = self._station.lane(self._state)
+        self._begin()
+        try:
+            self._until_settled()
+        except FoldError as error:
+            raise self._reduce_error(error) from error.__cause__
+        finally:
+            for call, ran in driver.kill(self._lane):
+                self._cut(call, ran)
+            # Also when a cancel or the run's timeout ends it: what was done is worth knowing.
+            self.result = self._collect()
+        return self._settle()
+
+    def _begin(self) -> None:
+        needed = self._join.strategy.needed(self._total)
+        total = self._total if self._total is not None else 1 << 30
+        may_kill = max(0, total - (needed or 1)) if self._join.strategy.stops_early else 0
+        self._lane.begin(self._header, self._join.bulkhead, may_kill)
+
+    def _until_settled(self) -> None:
+        driver, tally = self._driver, self._tally
+        while True:
+            has_more = self._feed()
+            if tally.verdict is not Verdict.PENDING:
+                return
+            until = _clock.monotonic() if has_more else self._next_deadline()
+            self._read(driver.mail(self._lane, until))
+            if self._deadline is not None and _clock.monotonic() >= self._deadline:
+                # What came in time counts, however late it is read.
+                self._read(driver.mail(self._lane, self._deadline))
+                self._is_timeout = tally.verdict is Verdict.PENDING
+                tally.expire()
+                return
+
+    def _read(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if self._tally.verdict is not Verdict.PENDING:
+                # Complete, but too late.
+                if isinstance(event, Finished | Lost):
+                    self._cut(event.call, event.duration)
+            elif isinstance(event, Finished):
+                self._take(event)
+            elif isinstance(event, Lost):
+                self._take_loss(event)
+            elif isinstance(event, Progressed):
+                self._driver.progress(self._state, event)
+
+    def _next_deadline(self) -> float | None:
+        due = self._back_off[0][0] if self._back_off else None
+        return min((at for at in (due, self._deadline) if at is not None), default=None)
+
+    # -- branches on their way
+
+    def _check_total(self) -> None:
+        """Refuse what can never be met, where that was not known before; an empty run-time list just fails."""
+        problems = self._join.problems(self._total or None)
+        if problems and self._handler.total is None:
+            text = f"state {label(self._state)}: " + "; ".join(problems)
+            raise ConfigurationError(text, problems)
+
+    def _config(self, index: int) -> TaskConfig:
+        if self._map_config is not None:
+            return self._map_config
+        return self._driver.definition.config_of(self._handler, self._branches.tasks[index])
+
+    def _feed(self) -> bool:
+        """Submit branches as far as the pool wants them, and attempts whose back-off is over.
+
+        Returns whether it stopped early, because making items takes long: outcomes must not wait for that.
+        """
+        now = _clock.monotonic()
+        while self._back_off and self._back_off[0][0] <= now:
+            self._lane.submit([heapq.heappop(self._back_off)[2]])
+        if self._is_exhausted:
+            return False
+        room = self._lane.room()
+        if self._fold is not None and room:
+            room = min(room, self._fold.next + _FOLD_AHEAD * max(room, 64) - self._submitted)
+        batch: list[Call] = []
+        while room > 0:
+            call = self._next_call()
+            if call is None:
+                break
+            batch.append(call)
+            room -= 1
+            is_late = _clock.monotonic() - now > _FEED_PATIENCE
+            # An idle worker gets an item as soon as there is one: the next may depend on what it does.
+            if is_late or self._lane.is_hungry:
+                self._lane.submit(batch)
+                batch = []
+            if is_late:
+                return not self._is_exhausted
+        if batch:
+            self._lane.submit(batch)
+        return False
+
+    def _next_call(self) -> Call | None:
+        """Return the next branch's first call; None when there are no more."""
+        while True:
+            index = self._submitted
+            try:
+                item = self._branches.item(index)
+            except StopIteration:
+                self._is_exhausted = True
+                self._tally.close(index)
+                return None
+            data = self._packed(index, item) if self._branches.is_map else None
+            self._submitted += 1
+            config = self._config(index)
+            if data is False:
+                continue
+            self._open[index] = 1
+            return Call(index, 1, data, config.attempt_timeout, config.memory_limit, config.runs_alone)
+
+    def _packed(self, index: int, item: Any) -> Any:
+        """Return the item's bytes; False when it cannot be packed, which has failed its branch."""
+        try:
+            data = dumps(item)
+        except PayloadError as error:
+            where = Where(self._state, index, 1, self._path)
+            text = f"{where}: its item cannot be sent to a worker: {error}"
+            failure = PayloadError(text, **where.facts)
+            failure.__cause__ = error.__cause__
+            self._fail(index, failure, None)
+            return False
+        header = self._station.need_mains(data, self._header)
+        if header is not self._header:
+            self._header = header
+            self._begin()
+        return data
+
+    # -- outcomes
+
+    def _take(self, event: Finished) -> None:
+        index = event.call.branch
+        assert index is not None
+        self.attempts += 1
+        if not event.succeeded:
+            self._take_error(event, error_of(event, self._where(event)))
+            return
+        value = None
+        if event.payload is not None:
+            try:
+                value = loads(event.payload)
+            except BaseException as error:  # noqa: BLE001 - user classes may do anything
+                self._fail(index, unpacking_error(error, self._where(event)), event)
+                return
+        self._accept(index, value, event)
+
+    def _take_loss(self, event: Lost) -> None:
+        self.attempts += 1
+        self._take_error(event, error_of(event, self._where(event)))
+
+    def _where(self, event: Finished | Lost) -> Where:
+        return Where(self._state, event.call.branch, event.call.attempt, self._path)
+
+    def _accept(self, index: int, value: Any, event: Finished) -> None:
+        self._tally.offer(True)
+        del self._open[index]
+        if self._fold is not None:
+            self._fold.add(index, value)
+            value = None
+        if event.operations:
+            self._writes[index] = event.operations
+        self._results[index] = BranchResult(
+            index,
+            BranchStatus.SUCCEEDED,
+            value,
+            None,
+            event.call.attempt,
+            _clock.as_utc(event.started),
+            event.duration,
+            event.cpu_time,
+            event.max_rss,
+        )
+        self._driver.emit("branch_finished", state=self._state, branch=index, detail=BranchStatus.SUCCEEDED)
+
+    def _take_error(self, event: Finished | Lost, error: TaskError) -> None:
+        index = event.call.branch
+        assert index is not None
+        config = self._config(index)
+        if not may_retry(config, error):
+            self._fail(index, final_error(config, error), event)
+            return
+        self._driver.emit("retry", state=self._state, branch=index, attempt=error.attempt, detail=error)
+        call = event.call
+        self._open[index] = call.attempt + 1
+        # A retried branch is likely to fail again: nothing should wait behind it.
+        again = Call(index, call.attempt + 1, call.item, call.timeout, call.memory_limit, True)
+        due = _clock.monotonic() + config.retry.delay(call.attempt, random.random)
+        heapq.heappush(self._back_off, (due, next(self._order), again))
+
+    def _fail(self, index: int, error: TaskError, event: Finished | Lost | None) -> None:
+        status = status_of(error)
+        result = BranchResult(index, status, None, error, error.attempt)
+        if event is not None:
+            result.started_at = None if event.started is None else _clock.as_utc(event.started)
+            result.duration = event.duration
+            if isinstance(event, Finished):
+                result.cpu_time, result.max_rss = event.cpu_time, event.max_rss
+        self._results[index] = result
+        self._open.pop(index, None)
+        if self._fold is not None:
+            self._fold.skip(index)
+        self._tally.offer(False)
+        self._driver.emit("branch_finished", state=self._state, branch=index, detail=status)
+
+    # -- the end
+
+    def _cut(self, call: Call, ran: float | None) -> None:
+        index = call.branch
+        assert index is not None
+        self._open.pop(index, None)
+        began = None if ran is None else _clock.as_utc(_clock.epoch() - ran)
+        self._results[index] = BranchResult(
+            index, BranchStatus.CANCELLED, attempts=call.attempt, started_at=began, duration=ran
+        )
+
+    def _collect(self) -> SplitResult:
+        count = self._submitted if self._total is None else self._total
+        branches = []
+        for index in range(count):
+            branch = self._results.get(index)
+            if branch is None:
+                attempts = self._open.get(index, 1) - 1
+                status = BranchStatus.CANCELLED if attempts else BranchStatus.NOT_STARTED
+                branch = BranchResult(index, status, attempts=attempts)
+            branches.append(branch)
+        return SplitResult(branches)
+
+    def _settle(self) -> SplitOutcome:
+        result = self.result = self.result or self._collect()
+        if self._tally.verdict is Verdict.SATISFIED:
+            return SplitOutcome(self._accepted_writes(result), None, self._is_timeout)
+        return SplitOutcome([], self._join_error(result), self._is_timeout)
+
+    def _accepted_writes(self, result: SplitResult) -> list[tuple[str, Sequence[Operation]]]:
+        writes: list[tuple[str, Sequence[Operation]]] = [
+            (f"branch {index}", self._writes[index]) for index in sorted(self._writes)
+        ]
+        own: list[Operation] = []
+        if self._join.into is not None:
+            try:
+                value = result.values if self._fold is None else self._fold.finish()
+            except FoldError as error:
+                raise self._reduce_error(error) from error.__cause__
+            with self._naming(f"the value for key {self._join.into!r}"):
+                own.append(("put", self._join.into, tuple(entry_of(value))))
+        if self._join.store_partial_results:
+            facts = {
+                "split_results_summary": result.summary,
+                "split_successes_count": len(result.successes),
+                "split_errors_count": len(result.errors),
+                "split_cancelled_count": len(result.cancelled),
+            }
+            own += [("put", key, tuple(entry_of(value))) for key, value in facts.items()]
+        return [*writes, ("the join", own)] if own else writes
+
+    @contextmanager
+    def _naming(self, what: str) -> Iterator[None]:
+        """Say what it was that could not be packed."""
+        try:
+            yield
+        except PayloadError as error:
+            text = f"state {label(self._state)}: {what}: {error}"
+            raise PayloadError(text, state=self._state, path=self._path) from error.__cause__
+
+    def _reduce_error(self, error: FoldError) -> WorkflowError:
+        cause = error.__cause__ or error
+        text = f"state {label(self._state)}: reduce failed on branch {error.index}: {describe_error(cause)}"
+        return WorkflowError(text, state=self._state, path=self._path)
+
+    def _join_error(self, result: SplitResult) -> JoinError:
+        strategy = self._join.strategy
+        needed = strategy.needed(len(result))
+        why = f"; it timed out after {self._join.timeout:g} s" if self._is_timeout else ""
+        listed = "".join(f"\n  {branch.error}" for branch in result.errors[:3])
+        if len(result.errors) > 3:
+            listed += f"\n  ... and {len(result.errors) - 3} more"
+        error = JoinError(
+            f"state {label(self._state)}: {strategy} needs {needed} of {len(result)} branches to succeed, "
+            f"{len(result.successes)} did ({len(result.errors)} failed, {len(result.cancelled)} cancelled)"
+            f"{why}{listed}",
+            state=self._state,
+            result=result,
+        )
+        if self._is_timeout:
+            error.__cause__ = TimeoutError(f"the split's timeout of {self._join.timeout:g} s passed")
+        elif result.errors:
+            error.__cause__ = result.errors[0].error
+        return error

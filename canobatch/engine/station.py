@@ -1,0 +1,206 @@
+"""What a run keeps at the pool: its lanes, and what was shared with the workers."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from canobatch import wire, worker
+from canobatch.definition import label
+from canobatch.effects import dumps
+from canobatch.errors import PayloadError
+from canobatch.packing import functions_of_main, mains_in, pack_definition, pack_mains
+from canobatch.pool.backend import Header
+from canobatch.view import encode_snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from canobatch.join import SplitResult
+    from canobatch.pool import Backend, Event, LaneHandle
+    from canobatch.view import Snapshot
+
+
+class Shelf:
+    """What all runs of a workflow share at one pool: task sets, and the classes of ``__main__``.
+
+    Thread-safe. Dropped with the workflow.
+    """
+
+    def __init__(self, backend: Backend, workflow: str) -> None:
+        self._backend = backend
+        self._workflow = workflow
+        self._lock = threading.Lock()
+        self._task_sets: dict[Any, int] = {}
+        #: Class or function of ``__main__``, by name, and the number it was shared under.
+        self._mains: dict[str, tuple[Any, int]] = {}
+        numbers: list[int] = []
+        self._numbers = numbers
+        # Not at exit: other threads may still be running.
+        weakref.finalize(self, backend.forget, numbers).atexit = False
+
+    @property
+    def mains(self) -> tuple[int, ...]:
+        """The numbers of all classes of ``__main__`` shared so far."""
+        with self._lock:
+            return tuple(dict.fromkeys(number for _, number in self._mains.values()))
+
+    def task_set(self, state: Any, tasks: list[Any], *, is_map: bool) -> int:
+        """Return the number of a state's tasks, which are the same for every run."""
+        with self._lock:
+            number = self._task_sets.get(state)
+        if number is None:
+            number = self.share_task_set(state, tasks, is_map=is_map)
+            with self._lock:
+                self._task_sets[state] = number
+                self._numbers.append(number)
+        return number
+
+    def share_task_set(self, state: Any, tasks: list[Any], *, is_map: bool) -> int:
+        """Share tasks and return their number, which the caller forgets.
+
+        Raises:
+            PayloadError: A task cannot be sent to a worker.
+        """
+        task_set = worker.TaskSet(self._workflow, state, tasks, is_map, functions_of_main())
+        data = pack_definition(tuple(task_set), f"state {label(state)}")
+        self.share_mains(data, by_value=True)
+        return self._backend.share(worker.TASKS, data)
+
+    def share_mains(self, data: bytes, *, by_value: bool = False) -> bool:
+        """Share the classes of ``__main__`` that ``data`` refers to; returns whether there were new ones."""
+        names = mains_in(data, by_value=by_value)
+        if not names:
+            return False
+        main = vars(sys.modules["__main__"])
+        with self._lock:
+            # In a notebook a name may mean another class by now.
+            known = {name for name in names if name in self._mains and self._mains[name][0] is main[name]}
+            fresh = sorted(names - known)
+            if not fresh:
+                return False
+            number = self._backend.share(worker.MAINS, pack_mains(fresh))
+            self._numbers.append(number)
+            self._mains.update({name: (main[name], number) for name in fresh})
+            return True
+
+
+class Station:
+    """One run's side of the pool: shares each thing once, and drops what is its own at the end."""
+
+    def __init__(
+        self, backend: Backend, shelf: Shelf, run_id: str, params: Any, deliver: Callable[[list[Event]], None]
+    ) -> None:
+        self._backend = backend
+        self._shelf = shelf
+        self._run_id = run_id
+        self._deliver = deliver
+        self._lanes: dict[Any, LaneHandle] = {}
+        self._made_here: dict[Any, int] = {}
+        self._snapshot: tuple[tuple[int, int], int] | None = None
+        self._splits: tuple[int, int] | None = None
+        self._place: tuple[tuple[list[str], str], int] | None = None
+        data = _packed_run(run_id, params)
+        shelf.share_mains(data)
+        self._run = backend.share(worker.RUN, data)
+
+    def lane(self, state: Any) -> LaneHandle:
+        """Return the lane of a state."""
+        if state not in self._lanes:
+            self._lanes[state] = self._backend.open_lane(self, self._deliver, (self._run_id, state))
+        return self._lanes[state]
+
+    def header(
+        self,
+        state: Any,
+        tasks: list[Any],
+        snapshot: Snapshot,
+        splits: Mapping[Any, SplitResult],
+        splits_version: int,
+        deadline: float | None,
+        *,
+        is_map: bool,
+        is_made_here: bool = False,
+    ) -> Header:
+        """Share what the calls of a visit need and return how they name it.
+
+        ``is_made_here``: the tasks were made for this visit, and may be others at the next.
+
+        Raises:
+            PayloadError: A task cannot be sent to a worker.
+        """
+        if is_made_here:
+            definition = self._shelf.share_task_set(state, tasks, is_map=is_map)
+            if state in self._made_here:
+                self._backend.forget([self._made_here[state]])
+            self._made_here[state] = definition
+        else:
+            definition = self._shelf.task_set(state, tasks, is_map=is_map)
+        version = self._publish(snapshot)
+        ended = self._share_splits(splits, splits_version)
+        place = self._share_place()
+        return Header((place, *self._shelf.mains), self._run, definition, version, ended, deadline)
+
+    def need_mains(self, data: bytes, header: Header) -> Header:
+        """Return ``header``, extended by the classes of ``__main__`` that an item refers to."""
+        if b"__main__" in data and self._shelf.share_mains(data):
+            return header._replace(needs=(header.needs[0], *self._shelf.mains))
+        return header
+
+    def close(self) -> None:
+        """Drop everything that is this run's own."""
+        numbers = [self._run, *self._made_here.values()]
+        numbers += [kept[1] for kept in (self._snapshot, self._splits, self._place) if kept is not None]
+        for lane in self._lanes.values():
+            lane.stop()
+        self._lanes.clear()
+        self._backend.forget(numbers)
+
+    def _publish(self, snapshot: Snapshot) -> int:
+        if self._snapshot is None or self._snapshot[0] != snapshot.name:
+            data = encode_snapshot(snapshot)
+            self._shelf.share_mains(data)
+            if self._snapshot is not None:
+                self._backend.forget([self._snapshot[1]])
+            self._snapshot = (snapshot.name, self._backend.share(worker.SNAPSHOT, data))
+        return self._snapshot[1]
+
+    def _share_splits(self, splits: Mapping[Any, SplitResult], version: int) -> int:
+        if not splits:
+            return 0
+        if self._splits is None or self._splits[0] != version:
+            data = dumps({state: dumps(result) for state, result in splits.items()})
+            self._shelf.share_mains(data)
+            if self._splits is not None:
+                self._backend.forget([self._splits[1]])
+            self._splits = (version, self._backend.share(worker.SPLITS, data))
+        return self._splits[1]
+
+    def _share_place(self) -> int:
+        try:
+            cwd = os.getcwd()
+        except OSError:
+            cwd = "/"
+        place = ([entry or cwd for entry in sys.path if isinstance(entry, str)], cwd)
+        if self._place is None or self._place[0] != place:
+            if self._place is not None:
+                self._backend.forget([self._place[1]])
+            self._place = (place, self._backend.share(worker.PLACE, wire.pack_body(place)))
+        return self._place[1]
+
+
+def _packed_run(run_id: str, params: Any) -> bytes:
+    try:
+        return dumps((run_id, params))
+    except PayloadError:
+        fields = params if isinstance(params, Mapping) else vars(params)
+        for name, value in dict(fields).items():
+            try:
+                dumps(value)
+            except PayloadError as error:
+                raise PayloadError(f"parameter {name!r} of the run cannot be sent to a worker: {error}") from error
+        raise

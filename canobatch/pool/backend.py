@@ -1,0 +1,141 @@
+"""The seam between a run and whatever executes its calls: submit, kill, receive events.
+
+`WorkerPool` is the implementation for one host. Another engine needs no more than this.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One attempt of one branch, on its way to a worker.
+
+    Attributes:
+        branch: Index of the branch, None for a single task.
+        attempt: From 1.
+        item: The pickled item of a map, or None.
+        timeout: Seconds the attempt may run, or None.
+        memory_limit: Bytes it may use, or None.
+        is_alone: Whether nothing may share its worker's window, because it may be killed by itself.
+        sends: How often it was given to a worker that died before beginning it.
+    """
+
+    branch: int | None
+    attempt: int = 1
+    item: bytes | None = None
+    timeout: float | None = None
+    memory_limit: int | None = None
+    is_alone: bool = False
+    sends: int = 0
+
+
+class Header(NamedTuple):
+    """What the calls of one visit of a state have in common; numbers name what `Backend.share` was given."""
+
+    needs: tuple[int, ...]
+    run: int
+    definition: int
+    snapshot: int
+    splits: int
+    deadline: float | None
+
+
+class Finished(NamedTuple):
+    """A worker sent a complete outcome; the bytes in it are unopened."""
+
+    lane: Any
+    call: Call
+    succeeded: bool
+    payload: Any
+    operations: tuple[Any, ...]
+    started: float
+    duration: float
+    cpu_time: float
+    max_rss: int | None
+
+
+class Lost(NamedTuple):
+    """The worker of a call died, or was killed for the ``reason`` "timeout" or "memory"."""
+
+    lane: Any
+    call: Call
+    reason: str
+    pid: int
+    exitcode: int | None
+    started: float | None
+    duration: float | None
+    used: int | None
+
+
+class Progressed(NamedTuple):
+    """A task reported how far it is."""
+
+    lane: Any
+    call: Call
+    done: float
+    total: float | None
+    message: str | None
+
+
+class Stopped(NamedTuple):
+    """Every process of a stopped lane is dead; ``begun`` are the calls that had begun: (call, seconds run)."""
+
+    lane: Any
+    begun: list[tuple[Call, float]]
+    is_certain: bool
+
+
+class Broken(NamedTuple):
+    """The lane can have no more outcomes."""
+
+    lane: Any
+    error: Exception
+
+
+Event = Finished | Lost | Progressed | Stopped | Broken
+
+
+def deliver(events: Sequence[Event]) -> None:
+    """Give events to their lanes, in order."""
+    for lane, group in itertools.groupby(events, key=lambda event: event.lane):
+        lane.deliver(list(group))
+
+
+class LaneHandle(Protocol):
+    """The calls of one state of one run: a queue of their own, shared workers."""
+
+    def begin(self, header: Header, limit: int | None, may_kill: int) -> None:
+        """Start a visit: at most ``limit`` calls run at a time; up to ``may_kill`` may be cut by its join."""
+
+    def submit(self, calls: Sequence[Call]) -> None:
+        """Queue calls; raises if the pool is closed."""
+
+    def stop(self) -> bool:
+        """Drop what waits and kill what runs; returns whether a `Stopped` event will follow."""
+
+    @property
+    def is_hungry(self) -> bool:
+        """Whether a worker could begin one more call at once."""
+
+    def room(self) -> int:
+        """Return how many more calls it is worth to submit now."""
+
+
+class Backend(Protocol):
+    """Executes calls."""
+
+    def open_lane(self, run: Hashable, deliver: Callable[[list[Event]], None], what: tuple[str, Any]) -> LaneHandle:
+        """Return a lane of ``run``, whose events are given to ``deliver``; ``what`` names run and state."""
+
+    def share(self, kind: int, data: bytes) -> int:
+        """Keep ``data`` for the workers, which get it when a header names it; returns its number."""
+
+    def forget(self, numbers: Sequence[int]) -> None:
+        """Drop what `share` kept."""

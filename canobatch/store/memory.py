@@ -1,0 +1,16 @@
+"""MemoryStore: a store for runs without worker processes."""
+
+from canobatch.store.base import IndexedStore
+
+
+class MemoryStore(IndexedStore):
+    """Keeps values in this process's memory.
+
+    Values pass through pickle, so that code behaves as it does with a `SharedStore`.
+
+    Example:
+        >>> store = MemoryStore()
+        >>> store.append("log", "first")
+        >>> store.get("log")
+        ['first']
+    """

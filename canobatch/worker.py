@@ -1,0 +1,366 @@
+"""What runs inside a worker: take a call, run the task against a view, send the outcome.
+
+Calls are served one at a time by the main thread. An outcome is sent before the next call begins, and
+after what the task left running is dead, so whatever the pool accepts has no process behind it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import socket
+import struct
+import sys
+import threading
+import types
+import warnings
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from canobatch import _clock, _procs, wire
+from canobatch.definition import label
+from canobatch.effects import describe_error, dumps, loads, main_functions, record_error
+from canobatch.errors import PayloadError, WorkflowError
+from canobatch.packing import register_mains
+from canobatch.status import StatusPage
+from canobatch.task import TaskContext, bound_call, entry_point
+from canobatch.view import StoreView, decode_snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+#: Kinds of what is sent once per worker and named by number afterwards.
+TASKS, RUN, MAINS, SNAPSHOT, SPLITS, PLACE = range(6)
+
+#: How a call ended, and what the pool should do with the worker.
+OK, ERROR = 0, 1
+STAY, RETIRE = 0, 1
+
+_BLOB = struct.Struct("<QB")
+#: Calls shorter than this many seconds get no memory figure: reading it costs 0.3 ms.
+_WORTH_MEASURING = 0.01
+_PROGRESS_EVERY = 0.05
+
+
+class TaskSet(NamedTuple):
+    """What a worker must know to run the calls of one state."""
+
+    workflow: str
+    state: Any
+    #: One task per branch, or with ``is_map`` one function for all items.
+    tasks: list[Any]
+    is_map: bool
+    #: The names of the functions of the launcher's ``__main__``.
+    main_functions: list[str]
+
+
+def define(name: int, kind: int, data: bytes) -> list[bytes]:
+    """Return the parts of the frame that gives a worker ``data`` under the number ``name``."""
+    header = wire.frame_header(wire.DEFINE, _BLOB.size + len(data))
+    return [header + _BLOB.pack(name, kind), data]
+
+
+class _Loaded:
+    """A task set, ready to be called."""
+
+    def __init__(self, data: bytes) -> None:
+        try:
+            self.tasks = TaskSet(*loads(data))
+        except Exception as error:
+            raise PayloadError(
+                f"the task cannot be unpacked in a worker: {describe_error(error)}; is its module importable there?"
+            ) from error
+        main_functions.update(self.tasks.main_functions)
+        accepted = (2,) if self.tasks.is_map else (1, 0)
+        self.calls: list[Callable[..., Any]] = [bound_call(entry_point(task), accepted) for task in self.tasks.tasks]
+        self.logger = logging.getLogger(f"canobatch.{self.tasks.workflow}")
+
+
+class Worker:
+    """One worker's state: its channel, what it was sent, and the call it runs."""
+
+    def __init__(self, channel: socket.socket, status: StatusPage) -> None:
+        self._channel = channel
+        self._status = status
+        self._pid = os.getpid()
+        self._blobs: dict[int, tuple[int, bytes]] = {}
+        self._opened: dict[int, Any] = {}
+        self._place = 0
+        self._threads = 1
+        self._peak_is_own = True
+        self._children_cpu = _procs.children_cpu()
+
+    def serve(self) -> None:
+        """Serve frames until told to exit or the pool is gone."""
+        inbox = wire.Inbox()
+        while frames := inbox.wait(self._channel):
+            for kind, body in frames:
+                if kind == wire.CALLS:
+                    self._serve_calls(*wire.open_body(body))
+                elif kind == wire.DEFINE:
+                    name, what = _BLOB.unpack_from(body)
+                    self._blobs[name] = (what, bytes(memoryview(body)[_BLOB.size :]))
+                elif kind == wire.FORGET:
+                    for name in wire.open_body(body):
+                        self._blobs.pop(name, None)
+                        self._opened.pop(name, None)
+                elif kind == wire.SETUP:
+                    if not self._set_up(body):
+                        return
+                elif kind == wire.EXIT:
+                    return
+
+    def _set_up(self, body: bytes | bytearray) -> bool:
+        """Run the pool's initializer, if it has one, and say that this worker is ready."""
+        try:
+            if body:
+                loads(body)()
+        except BaseException as error:  # noqa: BLE001 - the pool reports it, whatever it is
+            wire.send_blocking(self._channel, wire.frame(wire.BROKEN, tuple(record_error(error))))
+            return False
+        self._threads = threading.active_count()
+        wire.send_blocking(self._channel, wire.frame(wire.READY, self._pid))
+        return True
+
+    # -- what was sent
+
+    def _open(self, name: int) -> Any:
+        if name not in self._opened:
+            kind, data = self._blobs[name]
+            self._opened[name] = _OPENERS[kind](data)
+        return self._opened[name]
+
+    def _prepare(self, needs: tuple[int, ...]) -> None:
+        """Make definitions and the place of the process what these calls expect."""
+        for name in needs:
+            kind, _ = self._blobs[name]
+            if kind == MAINS:
+                self._open(name)
+            elif kind == PLACE and name != self._place:
+                path, cwd = self._open(name)
+                sys.path[:] = path
+                with suppress(OSError):
+                    os.chdir(cwd)
+                self._place = name
+
+    # -- calls
+
+    def _serve_calls(
+        self,
+        needs: tuple[int, ...],
+        run: int,
+        definition: int,
+        snapshot: int,
+        splits: int,
+        deadline: float | None,
+        calls: list[tuple[int, int | None, int, bytes | None, float | None]],
+    ) -> None:
+        for number, branch, attempt, item, timeout in calls:
+            started = _clock.monotonic()
+            self._status.publish(number, started)
+            if self._status.is_withheld(number):
+                self._status.clear()
+                continue
+            begun, cpu = _clock.epoch(), _clock.process_time()
+            view: StoreView | None = None
+            payload: Any
+            try:
+                self._prepare(needs)
+                loaded: _Loaded = self._open(definition)
+                view = StoreView(self._open(snapshot))
+                limits = [at for at in (deadline, None if timeout is None else started + timeout) if at is not None]
+                deadline_at = min(limits, default=None)
+                context = self._context(loaded, self._open(run), view, branch, attempt, deadline_at, number, splits)
+                if loaded.tasks.is_map:
+                    value = loaded.calls[0](context, _item(item, branch))
+                else:
+                    value = loaded.calls[branch or 0](context)
+                payload, mode = _pack_value(value), OK
+            except BaseException as error:  # noqa: BLE001 - SystemExit too is a failed attempt
+                payload, mode = tuple(record_error(_without_own_frames(error))), ERROR
+            if os.getpid() != self._pid:
+                # The task forked, and this is the child that came back: it has no business here.
+                os._exit(0)
+            self._finish(number, mode, payload, view, (begun, started, cpu))
+
+    def _finish(
+        self, number: int, mode: int, payload: Any, view: StoreView | None, clocks: tuple[float, float, float]
+    ) -> None:
+        begun, started, cpu = clocks
+        duration = _clock.monotonic() - started
+        used = _clock.process_time() - cpu
+        peak = None
+        if duration >= _WORTH_MEASURING:
+            children = _procs.children_cpu()
+            used += children - self._children_cpu
+            self._children_cpu = children
+            peak = _procs.peak_memory() if self._peak_is_own else None
+        if _procs.has_children():
+            self._kill_leftovers()
+        _flush_output()
+        operations = tuple(view.operations) if view is not None and mode == OK else ()
+        retire = RETIRE if threading.active_count() > self._threads else STAY
+        outcome = (number, mode, payload, operations, begun, duration, used, peak, retire)
+        try:
+            parts = wire.frame(wire.OUTCOME, outcome)
+        except (MemoryError, ValueError) as error:
+            record = tuple(record_error(PayloadError(f"the result is too large to send: {error}")))
+            parts = wire.frame(wire.OUTCOME, (number, ERROR, record, (), begun, duration, used, peak, retire))
+        wire.send_blocking(self._channel, parts)
+        self._status.clear()
+        if duration >= _WORTH_MEASURING:
+            self._peak_is_own = _procs.reset_peak_memory()
+        else:
+            self._peak_is_own = False
+
+    def _kill_leftovers(self) -> None:
+        living = _procs.reap_dead_children(_procs.kept_children)
+        if living:
+            warnings.warn(
+                f"a task left {len(living)} process(es) running; they were killed", RuntimeWarning, stacklevel=2
+            )
+        while living:
+            _procs.kill_children(living, 5.0)
+            living = [pid for pid in _procs.reap_dead_children(_procs.kept_children) if pid not in living]
+
+    def _context(
+        self,
+        loaded: _Loaded,
+        run: tuple[str, Any],
+        view: StoreView,
+        branch: int | None,
+        attempt: int,
+        deadline: float | None,
+        number: int,
+        splits: int,
+    ) -> TaskContext:
+        run_id, params = run
+        return TaskContext(
+            store=view,
+            params=params,
+            run_id=run_id,
+            state=loaded.tasks.state,
+            branch=branch,
+            attempt=attempt,
+            logger=loaded.logger,
+            deadline_at=deadline,
+            split_of=lambda state: self._split(splits, state),
+            report=_Progress(self._channel, number),
+            is_cancelled=lambda: False,
+        )
+
+    def _split(self, splits: int, state: Any) -> Any:
+        packed: Mapping[Any, bytes] = self._open(splits) if splits else {}
+        if state not in packed:
+            known = ", ".join(map(label, packed)) or "none"
+            raise WorkflowError(f"no split of state {label(state)} has ended in this run; ended: {known}")
+        return loads(packed[state])
+
+
+class _Progress:
+    """Sends progress, at most every 50 ms."""
+
+    __slots__ = ("_channel", "_number", "_quiet_until")
+
+    def __init__(self, channel: socket.socket, number: int) -> None:
+        self._channel = channel
+        self._number = number
+        self._quiet_until = 0.0
+
+    def __call__(self, done: float, total: float | None, message: str | None) -> None:
+        now = _clock.monotonic()
+        if now < self._quiet_until and done != total:
+            return
+        self._quiet_until = now + _PROGRESS_EVERY
+        total = None if total is None else float(total)
+        text = None if message is None else str(message)
+        report = wire.frame(wire.PROGRESS, (self._number, float(done), total, text))
+        # In one piece: another thread of the task may report too.
+        wire.send_blocking(self._channel, [b"".join(report)])
+
+
+def _item(data: bytes | None, branch: int | None) -> Any:
+    if data is None:
+        return None
+    try:
+        return loads(data)
+    except Exception as error:
+        raise PayloadError(
+            f"the item of branch {branch} cannot be unpacked in a worker: {describe_error(error)}"
+        ) from error
+
+
+def _pack_value(value: Any) -> bytes | None:
+    if value is None:
+        return None
+    try:
+        return dumps(value)
+    except PayloadError as error:
+        raise PayloadError(f"the result cannot be sent back: {error}; return plain data") from error.__cause__
+    except (MemoryError, RecursionError) as error:
+        raise PayloadError(f"the result cannot be sent back: {describe_error(error)}") from error
+
+
+def _without_own_frames(error: BaseException) -> BaseException:
+    """Drop this module's frames from the traceback: a user looks for their own."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename in _OWN_FILES:
+        trace = trace.tb_next
+    return error.with_traceback(trace) if trace is not None else error
+
+
+_OWN_FILES = frozenset({__file__, bound_call.__code__.co_filename})
+
+
+def _flush_output() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+
+
+_OPENERS: dict[int, Callable[[bytes], Any]] = {
+    TASKS: _Loaded,
+    RUN: loads,
+    MAINS: register_mains,
+    SNAPSHOT: decode_snapshot,
+    SPLITS: loads,
+    PLACE: wire.open_body,
+}
+
+
+def _enter(keeper: int, channel: int, status: int) -> None:
+    """Make this process a worker: tied to its keeper, deaf to the terminal, alone with its channel."""
+    with suppress(OSError):
+        os.setsid()
+    _procs.die_with_parent(keeper)
+    _procs.become_subreaper()
+    _procs.prefer_for_oom()
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with suppress(OSError):
+            if int(name) > 2:
+                # What the task starts must not hold the channel or the trackers' pipes open.
+                fd = int(name)
+                fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.fcntl(fd, fcntl.F_GETFD) | fcntl.FD_CLOEXEC)
+    os.register_at_fork(after_in_child=lambda: _close_all(channel, status))
+    # Names of the launcher's __main__ are put here; loky's own __main__ must not be mistaken for it.
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    _procs.ignore_group_signals()
+
+
+def _close_all(*fds: int) -> None:
+    for fd in fds:
+        with suppress(OSError):
+            os.close(fd)
+
+
+def main(channel: int, status: int, keeper: int, nice: int) -> None:
+    """Run a worker on the inherited descriptors; returns when the pool lets it go."""
+    _enter(keeper, channel, status)
+    _procs.set_priority(nice)
+    sock = socket.socket(fileno=channel)
+    with suppress(ConnectionError):
+        Worker(sock, StatusPage(status)).serve()

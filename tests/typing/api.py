@@ -1,0 +1,150 @@
+"""The public names as a type checker sees them. Never run: mypy reads it, and an unneeded ignore is an error there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum, auto
+from typing import Any, assert_type
+
+import canobatch
+from canobatch import (
+    BranchResult,
+    BranchStatus,
+    CancelToken,
+    JoinConfig,
+    JoinError,
+    JoinStrategy,
+    MemoryStore,
+    Retry,
+    Run,
+    RunReport,
+    SharedStore,
+    SplitResult,
+    Task,
+    TaskConfig,
+    TaskContext,
+    TaskError,
+    WorkerInfo,
+    WorkerPool,
+    Workflow,
+)
+from canobatch.errors import RetryExhaustedError, WorkerLostError
+
+
+class State(Enum):
+    """The states of a small workflow."""
+
+    LOAD = auto()
+    COUNT = auto()
+    DONE = auto()
+
+
+def load(ctx: TaskContext) -> State:
+    """Take part as a single task."""
+    ctx.store.put("texts", ["a b", "c"])
+    ctx.store["more"] = 1
+    ctx.store.append("log", "loaded")
+    ctx.store.add("loads")
+    ctx.store.update("best", lambda best: max(best, 3), default=0)
+    assert_type(ctx.store.keys(), list[str])
+    assert_type(ctx.store.contains("texts"), bool)
+    assert_type("texts" in ctx.store, bool)
+    assert_type(ctx.run_id, str)
+    assert_type(ctx.branch, int | None)
+    assert_type(ctx.attempt, int)
+    assert_type(ctx.deadline, float | None)
+    assert_type(ctx.cancelled, bool)
+    ctx.progress(1, 2, "half")
+    ctx.logger.info("loaded")
+    return State.COUNT
+
+
+@dataclass
+class Count(Task):
+    """Take part as a branch."""
+
+    index: int
+    config = TaskConfig(retry=Retry.exponential(3), attempt_timeout=30.0, retry_on=(OSError,))
+
+    def run(self, ctx: TaskContext) -> int:
+        """Count the words of one text."""
+        return len(ctx.store.get("texts", expect=list)[self.index].split())
+
+
+def take(ctx: TaskContext, item: str) -> int:
+    """Take part as the function of a map."""
+    return len(item)
+
+
+def define() -> Workflow:
+    """Define by chaining, by statements and by decorators."""
+    join = JoinConfig(JoinStrategy.percentage(0.75), State.DONE, timeout=60.0, into="counts", on_failure=State.DONE)
+    workflow = (
+        Workflow("words", store=SharedStore(), total_timeout=timedelta(minutes=5))
+        .register(State.LOAD, load, on_error=State.DONE)
+        .register_split(State.COUNT, [Count(0), Count(1)], join)
+        .add_exit_state(State.DONE)
+    )
+    assert_type(workflow, Workflow)
+    assert_type(workflow.register_map("map", take, "texts", join, replace=True), Workflow)
+
+    @workflow.task("decorated")
+    def decorated(ctx: TaskContext) -> State:
+        return State.DONE
+
+    assert_type(decorated(TaskContext.__new__(TaskContext)), State)
+    assert_type(workflow.graph(), str)
+    workflow.validate()
+    workflow.validate_initial_state(State.LOAD)
+    workflow.regsiter(State.LOAD, load)  # type: ignore[attr-defined]
+    return workflow
+
+
+def run(workflow: Workflow) -> None:
+    """Run at once, in the background, and on a pool of one's own."""
+    token = CancelToken()
+    with WorkerPool(2, spares="auto") as pool:
+        assert_type(pool, WorkerPool)
+        assert_type(pool.workers, tuple[WorkerInfo, ...])
+        workflow.orchestrate(State.LOAD, pool=pool, cancel=token, params={"n": 1})
+        run = workflow.start(State.LOAD, pool=pool, run_id="mine")
+    assert_type(run, Run)
+    assert_type(run.id, str)
+    run.wait(timeout=1.0)
+    run.cancel("enough")
+    report = run.report()
+    assert_type(report, RunReport)
+    assert_type(report.splits, dict[Any, SplitResult])
+    assert_type(report.to_dict(), dict[str, Any])
+    workflow.orchestrate(State.LOAD, pol=pool)  # type: ignore[call-arg]
+
+
+def read(result: SplitResult) -> None:
+    """Read what a split came to."""
+    branches: Sequence[BranchResult] = result
+    assert_type(result[0], BranchResult)
+    assert_type(result[0].status, BranchStatus)
+    assert_type(result.successes, tuple[BranchResult, ...])
+    assert_type(len(branches), int)
+
+
+def catch(error: Exception) -> None:
+    """Read the facts of errors, and catch them as builtins."""
+    if isinstance(error, WorkerLostError):
+        assert_type(error.signal, int | None)
+    if isinstance(error, RetryExhaustedError):
+        assert_type(error.attempts, int)
+        task_error: TaskError = error
+        assert_type(task_error.branch, int | None)
+    if isinstance(error, JoinError):
+        assert_type(str(error), str)
+    lookup: KeyError = canobatch.errors.StoreKeyError("no such key")
+    assert_type(lookup, KeyError)
+
+
+MemoryStore().put("key", 1)
+print(canobatch.Tsak)  # type: ignore[attr-defined]
+Retry.fixed(1, "soon")  # type: ignore[arg-type]
+JoinStrategy.quorum("two")  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from canobatch import _clock
 from canobatch.definition import label
-from canobatch.effects import describe_error, dumps, entry_of, loads
+from canobatch.effects import describe_error, entry_of, loads, pack
 from canobatch.engine.attempt import Where, error_of, final_error, may_retry, status_of, unpacking_error
 from canobatch.engine.branches import Branches
 from canobatch.engine.fold import Fold, FoldError
@@ -210,7 +210,7 @@ class SplitExecution:
     def _packed(self, index: int, item: Any) -> Any:
         """Return the item's bytes; False when it cannot be packed, which has failed its branch."""
         try:
-            data = dumps(item)
+            data = pack(item, self._driver.store.segments.place)
         except PayloadError as error:
             where = Where(self._state, index, 1, self._path)
             text = f"{where}: its item cannot be sent to a worker: {error}"
@@ -340,7 +340,7 @@ class SplitExecution:
             except FoldError as error:
                 raise self._reduce_error(error) from error.__cause__
             with self._naming(f"the value for key {self._join.into!r}"):
-                own.append(("put", self._join.into, tuple(entry_of(value))))
+                own.append(("put", self._join.into, tuple(entry_of(value, self._driver.store.segments.place))))
         if self._join.store_partial_results:
             facts = {
                 "split_results_summary": result.summary,

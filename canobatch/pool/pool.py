@@ -16,11 +16,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from canobatch import _clock, _procs, wire, worker
-from canobatch.errors import ConfigurationError, PoolClosedError, WorkerLostError
+from canobatch.effects import record_error
+from canobatch.errors import ConfigurationError, PayloadError, PoolClosedError, WorkerLostError
 from canobatch.packing import pack_definition
 from canobatch.pool import _assign
 from canobatch.pool._fleet import Fleet, WorkerInfo
-from canobatch.pool._handle import CUT, WorkerHandle
+from canobatch.pool._handle import CUT, WorkerHandle, owned
 from canobatch.pool._keeper import CLOSE, DEPTH, KILL, SPAWN, KeeperClient
 from canobatch.pool._lane import Lane
 from canobatch.pool._supervisor import Supervisor
@@ -30,6 +31,9 @@ from canobatch.task import arity_problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
     from types import TracebackType
+
+    from canobatch.effects import Data
+    from canobatch.segments import Segments
 
 #: Seconds that `close` gives the keeper.
 _CLOSE_PATIENCE = 8.0
@@ -91,7 +95,7 @@ class WorkerPool:
         self._lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
         self._active: dict[Lane, None] = {}
         self._shares: weakref.WeakKeyDictionary[Any, _assign.Share] = weakref.WeakKeyDictionary()
-        self._blobs: dict[int, tuple[int, bytes]] = {}
+        self._blobs: dict[int, tuple[int, Data]] = {}
         self._forgotten: deque[int] = deque()
         self._numbers = itertools.count(1)
         self._turns = itertools.count(1)
@@ -174,17 +178,19 @@ class WorkerPool:
         """How many calls may run at a time, as far as is known already."""
         return self._fleet.max_workers or os.cpu_count() or 1
 
-    def open_lane(self, run: Hashable, deliver: Callable[[list[Event]], None], what: tuple[str, Any]) -> Lane:
+    def open_lane(
+        self, run: Hashable, deliver: Callable[[list[Event]], None], what: tuple[str, Any], segments: Segments
+    ) -> Lane:
         """Return a lane; see `Backend`."""
         with self.lock:
             self._await_loss()
             self._start()
             share = self._shares.setdefault(run, _assign.Share())
-            lane = Lane(self, share, deliver, what)
+            lane = Lane(self, share, deliver, what, segments)
             self._lanes.add(lane)
             return lane
 
-    def share(self, kind: int, data: bytes) -> int:
+    def share(self, kind: int, data: Data) -> int:
         """Keep ``data`` for the workers; see `Backend`."""
         number = next(self._numbers)
         self._blobs[number] = (kind, data)
@@ -262,8 +268,9 @@ class WorkerPool:
         """Account for finished calls of one worker and give it more."""
         events: list[Event] = []
         lane = handle.lane
-        for number, mode, payload, operations, begun, duration, used, peak, retire in outcomes:
+        for number, mode, payload, operations, written, begun, duration, used, peak, retire in outcomes:
             call = handle.finish(number)
+            mode, payload, operations = _adopted(handle, mode, payload, operations, written)
             handle.is_leaving = handle.is_leaving or retire == worker.RETIRE
             if lane is None or call is None:
                 continue
@@ -521,6 +528,19 @@ class WorkerPool:
                 supervisor.forget()
             if keeper is not None:
                 keeper.forget()
+
+
+def _adopted(
+    handle: WorkerHandle, mode: int, payload: Any, operations: tuple[Any, ...], written: list[tuple[int, bytes, bool]]
+) -> tuple[int, Any, tuple[Any, ...]]:
+    """Take over the segments of an outcome; without them it is a failure."""
+    try:
+        segments = handle.adopt(written)
+    except PayloadError as error:
+        return worker.ERROR, tuple(record_error(error)), ()
+    if segments:
+        payload, operations = owned(payload, segments), owned(operations, segments)
+    return mode, payload, operations
 
 
 class _PoolElsewhere:

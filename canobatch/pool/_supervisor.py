@@ -305,7 +305,7 @@ class Supervisor:
                 self._check_memory()
             self._pool.drop_forgotten()
             if self._is_worth_rebalancing:
-                self._is_worth_rebalancing = self._pool.rebalance()
+                self._is_worth_rebalancing = self._pool.dispatcher.rebalance()
             deliver(events)
 
     def _check_timeout(self, handle: WorkerHandle, call: Call, now: float) -> None:

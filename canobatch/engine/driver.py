@@ -198,6 +198,8 @@ class Driver:
             try:
                 return call(context), view.operations
             except BaseException as own:  # noqa: BLE001 - SystemExit too is a failed attempt
+                # A task that gave up because the run was cancelled has not failed.
+                self.check()
                 where = Where(state, None, report.attempts, tuple(self.path))
                 error = wrap(own, where)
             self._back_off(config, error)

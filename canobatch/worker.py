@@ -19,12 +19,12 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from canobatch import _clock, _procs, wire
+from canobatch import _clock, _procs, _shm, wire
 from canobatch.definition import label
 from canobatch.effects import Placed, describe_error, loads, main_functions, pack, record_error
 from canobatch.errors import PayloadError, StoreFullError, WorkflowError
 from canobatch.packing import register_mains
-from canobatch.segments import Layout, Written, are_descriptors_scarce, arrived, crossing, fill
+from canobatch.segments import Layout, Written, arrived, crossing, fill
 from canobatch.snapshot import Layers, ReceivedLayer
 from canobatch.status import StatusPage
 from canobatch.task import TaskContext, bound_call, entry_point
@@ -272,7 +272,7 @@ class Worker:
         """Put a large value into a segment, by leave of the launcher, which counts what there is."""
         layout = Layout(stream, buffers)
         with self._placing:
-            self._send(wire.WANTED, (layout.size, are_descriptors_scarce()))
+            self._send(wire.WANTED, (layout.size, _shm.are_descriptors_scarce()))
             while True:
                 # Everything else that arrives meanwhile is for later.
                 granted = next((frame for frame in self._frames if frame[0] == wire.GRANTED), None)

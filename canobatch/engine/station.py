@@ -177,7 +177,7 @@ class Station:
 
     def need_mains(self, data: Data, header: Header) -> Header:
         """Return ``header``, extended by the classes of ``__main__`` that an item refers to."""
-        if self._shelf.share_mains(data):
+        if (type(data) is not bytes or b"__main__" in data) and self._shelf.share_mains(data):
             return header._replace(needs=(header.needs[0], *self._shelf.mains))
         return header
 

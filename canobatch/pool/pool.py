@@ -270,7 +270,8 @@ class WorkerPool:
         lane = handle.lane
         for number, mode, payload, operations, written, begun, duration, used, peak, retire in outcomes:
             call = handle.finish(number)
-            mode, payload, operations = _adopted(handle, mode, payload, operations, written)
+            if handle.grants:
+                mode, payload, operations = _adopted(handle, mode, payload, operations, written)
             handle.is_leaving = handle.is_leaving or retire == worker.RETIRE
             if lane is None or call is None:
                 continue

@@ -26,12 +26,13 @@ from canobatch.packing import register_mains
 from canobatch.status import StatusPage
 from canobatch.task import TaskContext, bound_call, entry_point
 from canobatch.view import StoreView, decode_snapshot
+from canobatch.worker_resources import WorkerResources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 #: Kinds of what is sent once per worker and named by number afterwards.
-TASKS, RUN, MAINS, SNAPSHOT, SPLITS, PLACE = range(6)
+TASKS, RUN, MAINS, SNAPSHOT, SPLITS, PLACE, RESOURCES = range(7)
 
 #: How a call ended, and what the pool should do with the worker.
 OK, ERROR = 0, 1
@@ -88,11 +89,21 @@ class Worker:
         self._opened: dict[int, Any] = {}
         self._place = 0
         self._threads = 1
+        #: Of the workflow whose call runs, and of all.
+        self._resources = self._no_resources = WorkerResources(dumps({}))
+        self._equipment: list[WorkerResources] = []
         self._peak_is_own = True
         self._children_cpu = _procs.children_cpu()
 
     def serve(self) -> None:
-        """Serve frames until told to exit or the pool is gone."""
+        """Serve frames until told to exit or the pool is gone; then tear down what tasks were given."""
+        try:
+            self._serve_frames()
+        finally:
+            for resources in reversed(self._equipment):
+                resources.close()
+
+    def _serve_frames(self) -> None:
         inbox = wire.Inbox()
         while frames := inbox.wait(self._channel):
             for kind, body in frames:
@@ -104,7 +115,7 @@ class Worker:
                 elif kind == wire.FORGET:
                     for name in wire.open_body(body):
                         self._blobs.pop(name, None)
-                        self._opened.pop(name, None)
+                        self._drop(self._opened.pop(name, None))
                 elif kind == wire.SETUP:
                     if not self._set_up(body):
                         return
@@ -128,15 +139,25 @@ class Worker:
     def _open(self, name: int) -> Any:
         if name not in self._opened:
             kind, data = self._blobs[name]
-            self._opened[name] = _OPENERS[kind](data)
+            opened = self._opened[name] = _OPENERS[kind](data)
+            if isinstance(opened, WorkerResources):
+                self._equipment.append(opened)
         return self._opened[name]
+
+    def _drop(self, opened: Any) -> None:
+        if isinstance(opened, WorkerResources):
+            self._equipment.remove(opened)
+            opened.close()
 
     def _prepare(self, needs: tuple[int, ...]) -> None:
         """Make definitions and the place of the process what these calls expect."""
+        self._resources = self._no_resources
         for name in needs:
             kind, _ = self._blobs[name]
             if kind == MAINS:
                 self._open(name)
+            elif kind == RESOURCES:
+                self._resources = self._open(name)
             elif kind == PLACE and name != self._place:
                 path, cwd = self._open(name)
                 sys.path[:] = path
@@ -200,7 +221,7 @@ class Worker:
             self._kill_leftovers()
         _flush_output()
         operations = tuple(view.operations) if view is not None and mode == OK else ()
-        retire = RETIRE if threading.active_count() > self._threads else STAY
+        retire = RETIRE if self._has_strange_threads() else STAY
         outcome = (number, mode, payload, operations, begun, duration, used, peak, retire)
         try:
             parts = wire.frame(wire.OUTCOME, outcome)
@@ -213,6 +234,16 @@ class Worker:
             self._peak_is_own = _procs.reset_peak_memory()
         else:
             self._peak_is_own = False
+
+    def _has_strange_threads(self) -> bool:
+        count = threading.active_count()
+        return count > self._threads and count > self._threads + sum(each.threads for each in self._equipment)
+
+    def _fail_and_end(self, number: int, error: BaseException) -> None:
+        """From a watchdog, which ends this process next: the call that runs has failed."""
+        ran = _clock.monotonic() - self._status.running()[1]
+        outcome = (number, ERROR, tuple(record_error(error)), (), _clock.epoch() - ran, ran, 0.0, None, RETIRE)
+        wire.send_blocking(self._channel, wire.frame(wire.OUTCOME, outcome))
 
     def _kill_leftovers(self) -> None:
         living = _procs.reap_dead_children(_procs.kept_children)
@@ -236,6 +267,8 @@ class Worker:
         splits: int,
     ) -> TaskContext:
         run_id, params = run
+        resources = self._resources
+        resources.last_words = lambda error: self._fail_and_end(number, error)
         return TaskContext(
             store=view,
             params=params,
@@ -248,6 +281,7 @@ class Worker:
             split_of=lambda state: self._split(splits, state),
             report=_Progress(self._channel, number),
             is_cancelled=lambda: False,
+            resources=resources,
         )
 
     def _split(self, splits: int, state: Any) -> Any:
@@ -326,6 +360,7 @@ _OPENERS: dict[int, Callable[[bytes], Any]] = {
     SNAPSHOT: decode_snapshot,
     SPLITS: loads,
     PLACE: wire.open_body,
+    RESOURCES: WorkerResources,
 }
 
 

@@ -158,8 +158,8 @@ class JoinConfig:
         is_count = isinstance(self.bulkhead, int) and not isinstance(self.bulkhead, bool) and self.bulkhead >= 1
         if self.bulkhead is not None and not is_count and not isinstance(self.bulkhead, Semaphore):
             found.append(
-                f"bulkhead must be a whole number of at least 1 or a Semaphore, got {self.bulkhead!r}; "
-                "leave it out for none"
+                f"bulkhead must be a whole number of at least 1, got {self.bulkhead!r}; leave it out for none, "
+                "or give a Semaphore to share one"
             )
         if self.into is not None and not isinstance(self.into, str):
             found.append(f"into must be a store key (a string), got {self.into!r}")

@@ -133,6 +133,7 @@ class Turnstile:
         self._passes: dict[Call, Pass] = {}
         self._watched: dict[Brokered, Callable[[], None]] = {}
         self._has_news = False
+        self._is_full = False
         self._watch(bulkhead)
 
     def __len__(self) -> int:
@@ -168,14 +169,14 @@ class Turnstile:
                     yield call, None
                 else:
                     line.due = now + answer
+        self._is_full = len(self._passes) >= slots
 
     @property
     def due(self) -> float | None:
         """When to ask again, on the monotonic clock; None: when something happens."""
-        now = _clock.monotonic()
-        return min(
-            (line.due for line in self._lines.values() if line.calls and now < line.due < math.inf), default=None
-        )
+        if self._is_full:
+            return None
+        return min((line.due for line in self._lines.values() if line.calls and line.due < math.inf), default=None)
 
     def leave(self, call: Call, outcome: bool | None) -> None:
         """A call has ended; see `Pass.end`."""

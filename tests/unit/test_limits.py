@@ -76,7 +76,7 @@ def test_a_call_may_cost_more_than_one_or_nothing():
 def test_w30_an_impossible_cost_is_an_error_at_once(make, cost):
     """What can never be paid is refused with a ConfigurationError and takes nothing."""
     limiter = make()
-    with pytest.raises(ConfigurationError, match="can never be made: .* has at most 3"):
+    with pytest.raises(ConfigurationError, match=r"can never be made: .* has at most 3"):
         limiter.take(cost, 0.0)
     with pytest.raises(ConfigurationError):
         limiter.acquire(cost)

@@ -124,7 +124,10 @@ def test_setup_goes_first_to_last_and_teardown_last_to_first():
 def test_a_failed_setup_tears_down_what_was_set_up_before_it():
     """Of four the third fails: the first two are torn down, in reverse; the third and the fourth never."""
     resources, notes = noted("a", "b", "c", "d", c=("up",))
-    with pytest.raises(ResourceError, match=r"resource 'c': setup\(\) failed: OSError: no c") as caught, resources.held():
+    with (
+        pytest.raises(ResourceError, match=r"resource 'c': setup\(\) failed: OSError: no c") as caught,
+        resources.held(),
+    ):
         raise AssertionError
     assert notes == ["up a", "up b", "up c", "down b", "down a"]
     assert caught.value.key == "c"

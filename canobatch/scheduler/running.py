@@ -253,6 +253,7 @@ class RunningScheduler:
             SchedulerError: As for `stop`.
         """
         with _procs.signals_told((signal.SIGTERM, signal.SIGINT), self._for_server.put):
+            _log.info("serving %d flows until a signal", len(self._flows))
             number = None if self._ended.is_set() else self._for_server.get()
             if number is not None:
                 _log.info("stopping at signal %d; a second one ends the process", number)

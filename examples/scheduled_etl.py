@@ -26,7 +26,7 @@ from canobatch.observe import Event
 from canobatch.scheduler import BackoffPolicy, Cron, Scheduler
 
 ORDERS = 12  # of one extract
-RATES = {"EUR": 1.0, "USD": 0.9, "GBP": 1.15}
+CURRENCIES = ("EUR", "USD", "GBP")
 NIGHTLY = ("30 2 * * *", "Europe/Berlin")
 
 
@@ -43,15 +43,17 @@ def extract(ctx: TaskContext) -> S:
     """Put the shop's new orders into the store; a real pipeline would ask the shop."""
     draw = random.Random(ctx.run_id)
     orders = [
-        {"order": n, "amount": draw.randrange(100, 10_000), "currency": draw.choice(list(RATES))} for n in range(ORDERS)
+        {"order": n, "amount": draw.randrange(100, 10_000), "currency": draw.choice(CURRENCIES)} for n in range(ORDERS)
     ]
     ctx.store.put("orders", orders)
+    ctx.store.put("rates", {"EUR": 1.0, "USD": 0.9, "GBP": 1.15})
     return S.TRANSFORM
 
 
 def transform(ctx: TaskContext, order: dict[str, Any]) -> tuple[int, float]:
     """Convert one order to euros, in a worker."""
-    return order["order"], round(order["amount"] * RATES[order["currency"]] / 100, 2)
+    rate = ctx.store.get("rates")[order["currency"]]
+    return order["order"], round(order["amount"] * rate / 100, 2)
 
 
 def load(ctx: TaskContext) -> S:

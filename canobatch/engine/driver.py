@@ -198,11 +198,13 @@ class Driver:
             call = self._calls[state] = bound_call(entry_point(handler.task), (1, 0))
         while True:
             report.attempts += 1
-            view = StoreView(self.store.snapshot().entries)
+            view = StoreView(self.store.snapshot().entries, self.store.segments.place)
             context = self.context(state, view, report.attempts)
             try:
                 return call(context), view.operations
             except BaseException as own:  # noqa: BLE001 - SystemExit too is a failed attempt
+                # A task that gave up because the run was cancelled has not failed.
+                self.check()
                 where = Where(state, None, report.attempts, tuple(self.path))
                 error = wrap(own, where)
             self._back_off(config, error)
@@ -292,7 +294,9 @@ class Driver:
         """Return this run's side of the pool, made when first needed."""
         if self._station is None:
             backend = self._backend()
-            self._station = Station(backend, self._shelf(backend), self.run_id, self.params, self._mail.put)
+            self._station = Station(
+                backend, self._shelf(backend), self.run_id, self.params, self._mail.put, self.store.segments
+            )
         return self._station
 
     def header(

@@ -37,7 +37,8 @@ def create(path: Path) -> Connection:
         connection = _open(path, "rwc")
         try:
             # Before anything is in it; its journals get the same mode.
-            path.chmod(0o600)
+            if path.stat().st_size == 0:
+                path.chmod(0o600)
         except BaseException:
             connection.close()
             raise

@@ -297,8 +297,8 @@ class RunNotFoundError(JournalError, KeyError):
         run_id: The id.
     """
 
-    def __init__(self, message: str, *, run_id: str = "", path: str = "") -> None:
-        super().__init__(message, path=path)
+    def __init__(self, message: str, *, run_id: str = "", **facts: Any) -> None:
+        super().__init__(message, **facts)
         self.run_id = run_id
 
 
@@ -310,8 +310,8 @@ class RunInUseError(JournalError):
         pid: The owner's process, None where that is not known.
     """
 
-    def __init__(self, message: str, *, run_id: str = "", pid: int | None = None, path: str = "") -> None:
-        super().__init__(message, path=path)
+    def __init__(self, message: str, *, run_id: str = "", pid: int | None = None, **facts: Any) -> None:
+        super().__init__(message, **facts)
         self.run_id = run_id
         self.pid = pid
 
@@ -325,10 +325,8 @@ class VersionMismatchError(JournalError):
         present: What was found here.
     """
 
-    def __init__(
-        self, message: str, *, run_id: str = "", recorded: str = "", present: str = "", path: str = ""
-    ) -> None:
-        super().__init__(message, path=path)
+    def __init__(self, message: str, *, run_id: str = "", recorded: str = "", present: str = "", **facts: Any) -> None:
+        super().__init__(message, **facts)
         self.run_id = run_id
         self.recorded = recorded
         self.present = present

@@ -75,6 +75,8 @@ class RunDatabase:
         self._values = values
         self._seal = seal
         self._transactions = count
+        #: Value files that this transaction made, and those that nothing refers to after it.
+        self._fresh: list[str] = []
         self._dead: list[str] = []
         self._rows: list[tuple[Any, ...]] = []
         self.run_digest = 0
@@ -106,28 +108,35 @@ class RunDatabase:
 
     def apply(self, calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
         """Make ``calls`` inside the caller's transaction."""
-        for function, arguments in calls:
-            function(self, *arguments)
-        self._flush()
-        self._transactions += 1
-        self._execute("REPLACE INTO head VALUES (1, ?, ?)", (self._transactions, self._seal))
+        try:
+            for function, arguments in calls:
+                function(self, *arguments)
+            self._flush()
+            self._transactions += 1
+            self._execute("REPLACE INTO head VALUES (1, ?, ?)", (self._transactions, self._seal))
+        except BaseException:
+            # No row will refer to them, and the disk may be full.
+            self._values.drop(self._fresh)
+            raise
+        finally:
+            self._fresh.clear()
 
-    def close(self, *, is_ended: bool) -> None:
-        """Close the file; that of a run that ended becomes one plain file."""
-        if is_ended:
+    def close(self, *, is_whole: bool) -> None:
+        """Close the file, as one plain file if all that was given to it is in it."""
+        if is_whole:
             _sqlite.leave_write_ahead_log(self._connection)
         self._connection.close()
 
     # -- calls
 
-    def begin(self, run: NewRun, owner: Owner) -> None:
+    def begin(self, run: NewRun, owner: Owner, started: float) -> None:
         """Write what is known at the beginning."""
         self.params = run.params
         self.facts = {
             "run_id": run.run_id,
             "workflow": run.workflow,
             "version": run.version,
-            "started": _clock.epoch(),
+            "started": started,
             "rollback": None,
         }
         self.take_over(owner, run.made_with)
@@ -234,14 +243,16 @@ class RunDatabase:
         state, blob, file, _ = self.compensations[visit]
         self._put_compensation(visit, state, "undone" if error is None else "failed", blob, file, error)
 
-    def end(self, status: RunStatus, state: str | None, error: ErrorRecord | None, is_resumable: bool) -> None:
+    def end(
+        self, status: RunStatus, state: str | None, error: ErrorRecord | None, is_resumable: bool, ended: float
+    ) -> None:
         """Write how the run ended."""
         self.facts.update(
             status=str(status),
             state=state,
             error=None if error is None else plain(error),
             is_resumable=is_resumable,
-            ended=_clock.epoch(),
+            ended=ended,
         )
         self._put_run()
 
@@ -265,6 +276,7 @@ class RunDatabase:
         if data is None or len(data) < LARGE:
             return data, None
         name, own = self._values.write(data)
+        self._fresh.append(name)
         return own, name
 
     def _flush(self) -> None:

@@ -40,7 +40,7 @@ def name_of(run_id: str) -> str:
     name = quote(run_id.encode("utf-8", "surrogatepass"), safe="")
     if name.startswith("."):
         name = "%2E" + name[1:]
-    if len(name) > _LONGEST:
+    if not 0 < len(name) <= _LONGEST:
         # No quoted id begins like this.
         name = "%%" + blake2b(run_id.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
     return name
@@ -80,10 +80,20 @@ class Home:
 
     def names(self) -> list[str]:
         """Return the names of all runs that have a directory."""
-        if not self.runs.is_dir():
-            return []
         with _sqlite.translated(self.runs):
+            if not self.runs.is_dir():
+                return []
             return sorted(path.name for path in self.runs.iterdir() if not path.name.startswith("."))
+
+    def has(self, name: str) -> bool:
+        """Return whether a run has a database.
+
+        Raises:
+            JournalError: That is not to be seen.
+        """
+        path = self.database(name)
+        with _sqlite.translated(path):
+            return path.exists()
 
     # -- the index
 
@@ -105,9 +115,9 @@ class Home:
         Raises:
             JournalError: It cannot be read, is damaged, or newer.
         """
-        if not self.index.exists():
-            return {}
         with _sqlite.translated(self.index):
+            if not self.index.exists():
+                return {}
             return {name: _summary_of(self.index, name, facts, own) for name, facts, own in self._read()}
 
     def _read(self) -> list[tuple[Any, ...]]:
@@ -132,6 +142,8 @@ def _index(path: Path, durable: _sqlite.Durable) -> Iterator[_sqlite.Connection]
     """Open the index in a transaction of its own."""
     connection = _sqlite.create(path)
     try:
+        # What is not ours is not even switched to another mode.
+        _sqlite.schema_version(connection, path, _COMPONENT, len(_STEPS))
         _sqlite.use_rollback_journal(connection, path, durable)
         with _sqlite.transaction(connection):
             _sqlite.migrate(connection, path, _COMPONENT, _STEPS)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 #: Seconds to try: who only asks whether a lock is held, holds it for some microseconds.
-_PATIENCE = 0.25
+_PATIENCE = 0.1
 
 
 def this_process() -> Owner:

@@ -105,13 +105,13 @@ class SqliteRun:
         is_resumable: bool = False,
     ) -> None:
         """Keep how the run ended, and let go of it; see `RunJournal.end`."""
-        writer = self._writing()
-        writer.submit(RunDatabase.end, status, state, error, is_resumable).wait()
+        writer, ended = self._writing(), _clock.epoch()
+        writer.submit(RunDatabase.end, status, state, error, is_resumable, ended).wait()
         _faults.point("journal.end.before")
-        writer.close(is_ended=True)
+        writer.close()
         _faults.point("journal.end.after")
         self._facts = self._facts._replace(
-            status=str(status), state=state, error=error, is_resumable=is_resumable, ended=_clock.epoch()
+            status=str(status), state=state, error=error, is_resumable=is_resumable, ended=ended
         )
         try:
             self._home.put(summary_of(self._facts, status))
@@ -124,7 +124,7 @@ class SqliteRun:
     def close(self) -> None:
         """Let go of the run without an end; see `RunJournal.close`."""
         if self._writer is not None:
-            self._writer.close(is_ended=False)
+            self._writer.close()
         self._let_go()
 
     def _writing(self) -> GroupWriter:

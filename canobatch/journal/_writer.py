@@ -52,7 +52,6 @@ class GroupWriter:
         self._given = 0
         self._is_idle = False
         self._is_closing = False
-        self._is_ended = False
         self._error: JournalError | None = None
         #: Calls up to this number are durable.
         self.durable = 0
@@ -92,12 +91,11 @@ class GroupWriter:
             number = self._given
         self.wait(number, None)
 
-    def close(self, *, is_ended: bool) -> None:
+    def close(self) -> None:
         """Write what waits, close the database, end the thread. Raises nothing; may be called twice."""
         if self._pid != os.getpid():
             return
         with self._lock:
-            self._is_ended = self._is_ended or is_ended
             self._is_closing = True
             self._work.notify()
         self._thread.join()
@@ -136,7 +134,7 @@ class GroupWriter:
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits
             self._fail(error)
         finally:
-            self._database.close(is_ended=self._is_ended and self._error is None)
+            self._database.close(is_whole=self._error is None)
 
     def _next(self) -> list[tuple[Callable[..., None], tuple[Any, ...]]] | None:
         """Wait for work and return all there is; None when there will be none."""

@@ -78,7 +78,7 @@ class SqliteJournal:
                 RunSummary(run.run_id, run.workflow, run.version, RunStatus.RUNNING, None, started, None, None, owner)
             )
             _faults.point("journal.begin.indexed")
-            database = self._create(run, name, owner)
+            database = self._create(run, name, owner, started)
             _faults.point("journal.begin.done")
             return SqliteRun(home, name, facts_of(database.facts), lock, database)
         except BaseException:
@@ -110,7 +110,7 @@ class SqliteJournal:
         return journal, recovered
 
     def _require(self, run_id: str, name: str) -> None:
-        if not self._home.database(name).exists():
+        if not self._home.has(name):
             raise self._not_found(run_id)
 
     def _lock(self, run_id: str, name: str) -> _owner.RunLock:
@@ -140,7 +140,7 @@ class SqliteJournal:
     def _clear_the_place(self, run_id: str, name: str) -> None:
         """Remove what a run left that was killed before it began, and nothing else."""
         directory, path = self._home.run(name), self._home.database(name)
-        if path.exists() and self._facts(name) is not None:
+        if self._facts(name) is not None:
             raise RunInUseError(
                 f"there is a run {run_id} already in {self._home.directory}; resume it, or choose another id",
                 run_id=run_id,
@@ -150,7 +150,7 @@ class SqliteJournal:
             if directory.exists():
                 shutil.rmtree(directory)
 
-    def _create(self, run: NewRun, name: str, owner: Owner) -> RunDatabase:
+    def _create(self, run: NewRun, name: str, owner: Owner, started: float) -> RunDatabase:
         home, path = self._home, self._home.database(name)
         with _sqlite.translated(path):
             home.run(name).mkdir(mode=0o700)
@@ -161,7 +161,7 @@ class SqliteJournal:
                 database = RunDatabase(connection, path, ValueFiles(home.run(name) / "values", 1, home.durable), 1)
                 with _sqlite.transaction(connection):
                     _sqlite.migrate(connection, path, COMPONENT, STEPS)
-                    database.apply([(RunDatabase.begin, (run, owner))])
+                    database.apply([(RunDatabase.begin, (run, owner, started))])
                 if home.durable == "power":
                     for directory in (home.run(name), home.runs, home.directory):
                         sync_directory(directory)
@@ -220,8 +220,7 @@ class SqliteJournal:
         """Return one run's history; see `Journal.run`."""
         name = name_of(run_id)
         path = self._home.database(name)
-        if not path.exists():
-            raise self._not_found(run_id)
+        self._require(run_id, name)
         is_held = _owner.is_held(self._home.lock(name))
         connection = _sqlite.connect_readonly(path)
         try:
@@ -264,10 +263,11 @@ class SqliteJournal:
 
     def _sweep(self) -> None:
         """Finish what a prune that was killed had begun."""
-        if self._home.runs.is_dir():
-            for path in self._home.runs.iterdir():
-                if path.name.startswith("."):
-                    shutil.rmtree(path, ignore_errors=True)
+        with _sqlite.translated(self._home.runs):
+            if self._home.runs.is_dir():
+                for path in self._home.runs.iterdir():
+                    if path.name.startswith("."):
+                        shutil.rmtree(path, ignore_errors=True)
 
     def _present(self, name: str, indexed: RunSummary | None) -> RunSummary | None:
         """Return how a run stands now; None: it has not begun, or is gone."""
@@ -278,7 +278,7 @@ class SqliteJournal:
         try:
             facts = self._facts(name)
         except JournalError as error:
-            if not self._home.database(name).exists():
+            if not self._home.has(name):
                 return None
             if indexed is None:
                 indexed = RunSummary(name, "", 0, RunStatus.DAMAGED, None, 0.0, None, None, Owner(0, 0, "", 0, ""))
@@ -288,7 +288,7 @@ class SqliteJournal:
     def _facts(self, name: str) -> RunFacts | None:
         """Return the row of a run; None: it has none, or no database."""
         path = self._home.database(name)
-        if not path.exists():
+        if not self._home.has(name):
             return None
         connection = _sqlite.connect_readonly(path)
         try:

@@ -7,7 +7,7 @@ import secrets
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from canobatch import _clock
 from canobatch.cancel import CancelToken
@@ -72,12 +72,7 @@ class Workflow:
             raise ConfigurationError(f"params must be a dataclass, got {params!r}; decorate it with @dataclass")
         if default_config is not None and not isinstance(default_config, TaskConfig):
             raise ConfigurationError(f"default_config must be a TaskConfig, got {default_config!r}")
-        try:
-            limit = None if total_timeout is None else _clock.as_seconds(total_timeout)
-        except (TypeError, ValueError):
-            limit = -1.0
-        if limit is not None and not limit > 0:
-            raise ConfigurationError(f"total_timeout must be above 0 seconds, got {total_timeout!r}")
+        limit = None if total_timeout is None else positive_seconds("total_timeout", total_timeout)
         self._definition = Definition(name, default_config or TaskConfig(), limit, params)
         self._resources = _as_resources(resources)
         self._store = store
@@ -99,6 +94,11 @@ class Workflow:
     def exit_states(self) -> list[Any]:
         """The states in which runs end."""
         return list(self._definition.exits)
+
+    @property
+    def observers(self) -> tuple[Observer, ...]:
+        """Who is told what happens in its runs."""
+        return tuple(self._observers)
 
     # -- definition
 
@@ -246,6 +246,15 @@ class Workflow:
         self._definition.validate_initial(state)
         return self
 
+    def validate_params(self, params: Any) -> Workflow:
+        """Check that a run can be given these parameters.
+
+        Raises:
+            ConfigurationError: They do not fit; the text names the parameter.
+        """
+        bind_params(self._definition.params, params)
+        return self
+
     def graph(self) -> str:
         """Return a Mermaid state diagram of what is known of the transitions."""
         return self._definition.graph()
@@ -287,13 +296,29 @@ class Workflow:
         run_id: str | None = None,
         params: Any = None,
         cancel: CancelToken | None = None,
+        where: Literal["parent", "worker"] = "parent",
+        timeout: float | timedelta | None = None,
+        begins: bool = True,
     ) -> Run:
         """Begin what `orchestrate` does, in the background, and return its handle.
+
+        Args:
+            initial: As for `orchestrate`, and so are those not listed here.
+            pool: Where branches run.
+            run_id: The run's id.
+            params: The run's parameters.
+            cancel: Cancels the run from elsewhere.
+            where: Where single tasks run that do not say so themselves; in a worker they can be killed.
+            timeout: Seconds this run may take, if less than the workflow's ``total_timeout``.
+            begins: Whether it begins now; if not, `Run.begin` lets it.
 
         Raises:
             ConfigurationError: As for `orchestrate`.
         """
         _check_run(pool, run_id, cancel)
+        if where not in ("parent", "worker"):
+            raise ConfigurationError(f"where must be 'parent' or 'worker', got {where!r}")
+        limit = None if timeout is None else positive_seconds("timeout", timeout)
         if not self._definition.is_frozen:
             self._definition.validate()
             self._definition.is_frozen = True
@@ -309,8 +334,10 @@ class Workflow:
             shelf=self._shelf,
             resources=self._resources,
             observers=self._observers,
+            where=where,
+            timeout=limit,
         )
-        return Run(driver)
+        return Run(driver, begins=begins)
 
     def _shelf(self, backend: Backend) -> Shelf:
         with self._lock:
@@ -344,6 +371,21 @@ def _as_resources(given: object) -> Resources:
     if given is not None and not isinstance(given, Mapping):
         raise ConfigurationError(f"resources must be Resources or a mapping of key to resource, got {given!r}")
     return Resources(given)
+
+
+def positive_seconds(name: str, duration: float | timedelta) -> float:
+    """Return a limit in seconds.
+
+    Raises:
+        ConfigurationError: It is not above 0.
+    """
+    try:
+        seconds = _clock.as_seconds(duration)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not seconds > 0:
+        raise ConfigurationError(f"{name} must be above 0 seconds, got {duration!r}")
+    return seconds
 
 
 def _check_run(pool: object, run_id: object, cancel: object) -> None:

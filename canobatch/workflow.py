@@ -22,7 +22,7 @@ from canobatch.store import SharedStore
 from canobatch.task import TaskConfig, bind_params
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import timedelta
 
     from canobatch.join import JoinConfig
@@ -94,6 +94,11 @@ class Workflow:
     def exit_states(self) -> list[Any]:
         """The states in which runs end."""
         return list(self._definition.exits)
+
+    @property
+    def definition(self) -> Definition:
+        """What it is made of, for tools that look; it is changed by the methods of the workflow only."""
+        return self._definition
 
     @property
     def observers(self) -> tuple[Observer, ...]:
@@ -299,6 +304,7 @@ class Workflow:
         where: Literal["parent", "worker"] = "parent",
         timeout: float | timedelta | None = None,
         begins: bool = True,
+        observers: Sequence[Observer] = (),
     ) -> Run:
         """Begin what `orchestrate` does, in the background, and return its handle.
 
@@ -311,6 +317,7 @@ class Workflow:
             where: Where single tasks run that do not say so themselves; in a worker they can be killed.
             timeout: Seconds this run may take, if less than the workflow's ``total_timeout``.
             begins: Whether it begins now; if not, `Run.begin` lets it.
+            observers: Are told of this run, after those of the workflow.
 
         Raises:
             ConfigurationError: As for `orchestrate`.
@@ -333,7 +340,7 @@ class Workflow:
             token=cancel or CancelToken(),
             shelf=self._shelf,
             resources=self._resources,
-            observers=self._observers,
+            observers=(*self._observers, *observers),
             where=where,
             timeout=limit,
         )

@@ -27,14 +27,14 @@ _HOME = "canobatch.home"
 class Failure(click.ClickException):
     """An error on its way to the terminal: a line, or a traceback with ``-v``."""
 
-    def __init__(self, message: str, exit_code: int = exits.FAILED, *, is_verbose: bool = False) -> None:
+    def __init__(self, message: str, exit_code: int = exits.FAILED) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
-        self._is_verbose = is_verbose
+        self.exit_code = exit_code  # type: ignore[misc]  # click looks it up on the instance
+        self.is_verbose = False
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print it to standard error."""
-        if self._is_verbose and self.__cause__ is not None:
+        if self.is_verbose and self.__cause__ is not None:
             import traceback  # noqa: PLC0415 - seldom shown
 
             lines = traceback.format_exception(self.__cause__)
@@ -46,8 +46,8 @@ class Failure(click.ClickException):
 class Command(click.Command):
     """A command of the launcher."""
 
-    def __init__(self, *args: Any, epilog: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, epilog=epilog, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.params.append(_verbose_option())
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
@@ -59,10 +59,16 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run it, and turn what it raises into an exit code."""
         try:
+            return self._invoke(ctx)
+        except Failure as failure:
+            failure.is_verbose = ctx.meta.get(_VERBOSE, False)
+            raise
+
+    def _invoke(self, ctx: click.Context) -> Any:
+        try:
             return super().invoke(ctx)
         except CanobatchError as error:
-            failure = Failure(str(error), exits.code_of(error), is_verbose=ctx.meta.get(_VERBOSE, False))
-            raise failure from error
+            raise Failure(str(error), exits.code_of(error)) from error
         except KeyboardInterrupt as error:
             raise Failure("interrupted", exits.INTERRUPTED) from error
         except BrokenPipeError:

@@ -1,0 +1,201 @@
+"""Launching: one run in the foreground, with its progress, the signals that end it, and its exit code."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from canobatch import _procs
+from canobatch.cancel import CancelToken
+from canobatch.cli import exits, summary
+from canobatch.cli.command import Failure, colour, say
+from canobatch.cli.progress import Progress
+from canobatch.cli.view import make_view
+from canobatch.errors import CanobatchError, RunCancelledError
+from canobatch.pool import WorkerPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from canobatch.cli.view import View
+    from canobatch.engine import Run
+    from canobatch.observe import Observer
+    from canobatch.workflow import Workflow
+
+#: The signals that end a run, and what they are called.
+_REASONS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal hung up"}
+#: Signals that are taken before the next one ends the process as it would end any other.
+_TAKEN = 2
+
+
+@dataclass(slots=True)
+class Ended:
+    """How a launched run came out; ``number`` is the signal that ended it, if one did."""
+
+    run: Run
+    error: BaseException | None
+    number: int | None
+
+    @property
+    def code(self) -> int:
+        """The exit code."""
+        if self.error is None:
+            return exits.DONE
+        if self.number is not None and isinstance(self.error, RunCancelledError):
+            return exits.code_of_signal(self.number)
+        return exits.code_of(self.error)
+
+
+def follow(
+    start: Callable[[CancelToken, Sequence[Observer]], Run],
+    pool: WorkerPool,
+    title: str,
+    *,
+    begin: Callable[[Run], None] = lambda _: None,
+    tick: Callable[[], None] = lambda: None,
+    is_shown: bool = True,
+) -> Ended:
+    """Start a run and follow it to its end.
+
+    The first signal cancels it, the second kills it and this process with it.
+
+    Args:
+        start: Begins the run with this token and these observers.
+        pool: Where it runs.
+        title: What stands above its live progress.
+        begin: Called with the run when it has begun.
+        tick: Called now and then while it runs.
+        is_shown: Whether its progress is shown.
+    """
+    told: queue.SimpleQueue[int] = queue.SimpleQueue()
+    token, progress = CancelToken(), Progress()
+    with _signals(told):
+        run = start(token, [progress] if is_shown else [])
+        run.watch(lambda: told.put(0))
+        begin(run)
+        view = make_view(progress, pool, f"{title}  {run.id}") if is_shown else None
+        try:
+            number = _until_ended(told, token, view, tick)
+        except _SecondSignal as second:
+            _die(second.number, view, pool, run.id)
+        finally:
+            if view is not None:
+                view.close()
+    try:
+        run.wait()
+    except Exception as error:  # noqa: BLE001 - told to the user
+        return Ended(run, error, number)
+    return Ended(run, None, number)
+
+
+class _SecondSignal(BaseException):
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _signals(told: queue.SimpleQueue[int]) -> AbstractContextManager[None]:
+    if threading.current_thread() is not threading.main_thread():
+        return nullcontext()
+    return _procs.signals_told(_REASONS, told.put, times=_TAKEN)
+
+
+def _until_ended(
+    told: queue.SimpleQueue[int], token: CancelToken, view: View | None, tick: Callable[[], None]
+) -> int | None:
+    """Wait for the end of the run; return the signal that was to end it, if there was one."""
+    first: int | None = None
+    while True:
+        try:
+            number = told.get(timeout=0.5 if view is None else view.interval)
+        except queue.Empty:
+            tick()
+            if view is not None:
+                view.update()
+            continue
+        if number == 0:
+            return first
+        if first is not None:
+            raise _SecondSignal(number)
+        first = number
+        reason = _REASONS[signal.Signals(number)]
+        _tell(view, f"{reason}: cancelling, and rolling back what can be; once more to kill")
+        token.cancel(reason)
+
+
+def _tell(view: View | None, line: str) -> None:
+    if view is None:
+        say(line)
+    else:
+        view.note(line)
+
+
+def _die(number: int, view: View | None, pool: WorkerPool, run_id: str) -> None:
+    """Kill everything and end; a task in this process that does not end must not keep us."""
+    if view is not None:
+        view.close()
+    say(f"run {run_id} killed")
+    pool.close()
+    os._exit(exits.code_of_signal(number))
+
+
+def launch(
+    workflow: Workflow,
+    state: Any,
+    params: Any,
+    data: IO[str],
+    *,
+    jobs: int | None = None,
+    timeout: float | None = None,
+    as_json: bool = False,
+) -> None:
+    """Run a workflow from a state and report it to ``data``.
+
+    Raises:
+        Failure: It did not reach an exit state.
+    """
+    with WorkerPool(jobs) as pool:
+        ended = follow(
+            lambda token, observers: workflow.start(
+                state, pool=pool, params=params, cancel=token, where="worker", timeout=timeout, observers=observers
+            ),
+            pool,
+            workflow.name,
+            begin=lambda run: _announce(run.id, data, as_json=as_json),
+        )
+        report_end(ended, data, as_json=as_json)
+    fail_if(ended)
+
+
+def _announce(run_id: str, data: IO[str], *, as_json: bool) -> None:
+    if as_json:
+        say(f"run {run_id}")
+    else:
+        click.echo(f"run {run_id}", file=data)
+
+
+def fail_if(ended: Ended) -> None:
+    """Raise `Failure` with what the run failed with, if it did."""
+    error = ended.error
+    if error is not None:
+        own = str(error) if isinstance(error, CanobatchError) else f"{type(error).__name__}: {error}"
+        raise Failure(own, ended.code) from error
+
+
+def report_end(ended: Ended, data: IO[str], *, as_json: bool) -> None:
+    """Print what a run came to: the data to ``data``, the rest to standard error."""
+    report = ended.run.report()
+    if as_json:
+        click.echo(summary.as_json(report, ended.code), file=data)
+    else:
+        click.echo(summary.as_text(report, ended.code), file=data, color=colour(1))
+    for line in summary.failures(report):
+        say(f"  {click.style('failed', fg='red')} {line}")

@@ -386,7 +386,7 @@ def _stop_marked(mark: bytes, deadline: float) -> dict[int, int]:
 
 @contextmanager
 def signals_told(numbers: Iterable[int], tell: Callable[[int], None], *, times: int = 1) -> Iterator[None]:
-    """Tell of the first ``times`` of these signals instead of ending; the next one ends the process as it would without.
+    """Tell of the first ``times`` of these signals instead of ending; the next one ends the process as ever.
 
     Only in the main thread, whose signals they are. What was ignored before stays ignored.
     """

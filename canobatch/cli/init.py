@@ -38,7 +38,7 @@ class State(Enum):
 
 @dataclass
 class Params:
-    """What `-p name=value` may set; it is checked before anything runs."""
+    """The parameters of a run, such as -p texts=20; they are checked before anything runs."""
 
     texts: int = 8
     jitter: float = 0.1

@@ -55,12 +55,13 @@ class Ended:
 
 
 def follow(
-    start: Callable[[CancelToken, Sequence[Observer]], Run],
+    start: Callable[[Sequence[Observer]], Run],
+    token: CancelToken,
     pool: WorkerPool,
     title: str,
     *,
     begin: Callable[[Run], None] = lambda _: None,
-    tick: Callable[[], None] = lambda: None,
+    tick: Callable[[Callable[[str], None]], None] = lambda _: None,
     is_shown: bool = True,
 ) -> Ended:
     """Start a run and follow it to its end.
@@ -68,22 +69,25 @@ def follow(
     The first signal cancels it, the second kills it and this process with it.
 
     Args:
-        start: Begins the run with this token and these observers.
+        start: Begins the run with these observers.
+        token: What cancels it.
         pool: Where it runs.
         title: What stands above its live progress.
         begin: Called with the run when it has begun.
-        tick: Called now and then while it runs.
+        tick: Called now and then while it runs, and at its end, with how to write a line.
         is_shown: Whether its progress is shown.
     """
     told: queue.SimpleQueue[int] = queue.SimpleQueue()
-    token, progress = CancelToken(), Progress()
+    progress = Progress()
     with _signals(told):
-        run = start(token, [progress] if is_shown else [])
+        run = start([progress] if is_shown else [])
         run.watch(lambda: told.put(0))
         begin(run)
         view = make_view(progress, pool, f"{title}  {run.id}") if is_shown else None
+        note = say if view is None else view.note
         try:
-            number = _until_ended(told, token, view, tick)
+            number = _until_ended(told, token, view, lambda: tick(note))
+            tick(note)
         except _SecondSignal as second:
             _die(second.number, view, pool, run.id)
         finally:
@@ -162,11 +166,13 @@ def launch(
     Raises:
         Failure: It did not reach an exit state.
     """
+    token = CancelToken()
     with WorkerPool(jobs) as pool:
         ended = follow(
-            lambda token, observers: workflow.start(
+            lambda observers: workflow.start(
                 state, pool=pool, params=params, cancel=token, where="worker", timeout=timeout, observers=observers
             ),
+            token,
             pool,
             workflow.name,
             begin=lambda run: _announce(run.id, data, as_json=as_json),

@@ -1,4 +1,4 @@
-"""Types of options: durations, sizes, joins."""
+"""Types of options: durations, sizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class _Read(click.ParamType[Any]):
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    # It takes no argument before click 8.2.
+    _ParamType = click.ParamType
+
+
+class Read(_ParamType):
     """A type that is read by a function which raises ValueError."""
 
     def __init__(self, name: str, read: Callable[[str], Any], words: str) -> None:
@@ -37,5 +44,5 @@ def _above_zero(text: str) -> float:
     return found
 
 
-DURATION = _Read("duration", _above_zero, "a duration above 0; write 90, 1.5h or 1m30s")
-SIZE = _Read("size", size, "a number of bytes; write 1000000, 512M or 2G")
+DURATION = Read("duration", _above_zero, "a duration above 0; write 90, 1.5h or 1m30s")
+SIZE = Read("size", size, "a number of bytes; write 1000000, 512M or 2G")

@@ -174,6 +174,11 @@ class Scheduler:
         self._specs[id] = spec
         return self
 
+    @property
+    def specs(self) -> tuple[FlowSpec, ...]:
+        """The flows, as they were registered."""
+        return tuple(self._specs.values())
+
     def __len__(self) -> int:
         return len(self._specs)
 

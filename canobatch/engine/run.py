@@ -52,6 +52,11 @@ class Run:
         """The run's store; complete once the run has ended."""
         return self._driver.store
 
+    @property
+    def error(self) -> BaseException | None:
+        """What it failed with, once it has ended; else None."""
+        return self._error
+
     def wait(self, timeout: float | None = None) -> Any:
         """Wait for the end and return the exit state.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from canobatch.errors import ConfigurationError, SchedulerError
+from canobatch.pool import default_pool
 from canobatch.scheduler.clock import Clock, SystemClock
 from canobatch.scheduler.ledger import MemoryLedger
 from canobatch.scheduler.running import RunningScheduler
@@ -158,11 +159,12 @@ class Scheduler:
                 spec.workflow.validate().validate_initial_state(spec.initial).validate_params(spec.params)
             except ConfigurationError as error:
                 raise ConfigurationError(f"flow {spec.id!r}: {error}", error.problems) from error
+        pool = self._pool
         self._running = RunningScheduler(
             self._specs.values(),
             ledger=MemoryLedger(),
             clock=self._clock,
-            pool=self._pool,
+            pool=default_pool if pool is None else lambda: pool,
             observers=self._observers,
         )
         return self._running

@@ -405,7 +405,7 @@ def test_a_run_that_cannot_even_begin_is_a_failure(every_minute, body, clock, mo
     clock.advance(60)
     monkeypatch.setattr(threading.Thread, "start", start)
     assert "no thread" in running.status("f").last_error
-    assert told(running)[-1] == (60, "failed", "RuntimeError: no thread")
+    assert told(running)[-2:] == [(60, "fired", ""), (None, "failed", "RuntimeError: no thread")]
     clock.advance(60)
     body.await_starts(2)
 

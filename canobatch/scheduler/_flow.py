@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from canobatch import _procs
+from canobatch.definition import label
 from canobatch.errors import (
     FlowOverlapError,
     FlowPausedError,
@@ -80,6 +81,7 @@ class LiveFlow:
         self.alarm = 0
         self._desk = desk
         self._ledger = desk.ledger
+        self._states = {label(each): each for each in (*spec.workflow.states, *spec.workflow.exit_states)}
         #: Runs of triggers that wait for their turn, by id.
         self._triggered: dict[str, Run] = {}
         #: Runs that are written down and begin at the end of the step.
@@ -111,6 +113,9 @@ class LiveFlow:
     def info(self) -> FlowInfo:
         """Describe it."""
         state = self.state
+        # A home knows states by their labels.
+        if state.last_state not in self._states.values():
+            state = replace(state, last_state=self._states.get(state.last_state, state.last_state))
         if not self.runs and self._ledger.is_claimed(self.id):
             state = replace(state, running=1)
         info = info_of(self.id, state, self.schedule, self._done_until)
@@ -369,6 +374,8 @@ class LiveFlow:
             self._record("failed", run_id=run.id, state=report.state, reason=_text(error))
         self._ping("success" if error is None else "failure")
         del self.runs[run.id]
+        if not self.runs:
+            self._ledger.describe_claim(self.id, None)
         if self.is_relative:
             self._done_until = now
         if begins_next:

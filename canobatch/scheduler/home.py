@@ -14,7 +14,7 @@ import os
 import pickle
 import secrets
 import threading
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -91,6 +91,7 @@ class SqliteLedger:
         self._path = self._home.index
         self._lock = threading.RLock()
         self._is_in_step = False
+        self._wakes_after = False
         self._locks: dict[str, RunLock] = {}
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._fifo: int | None = None
@@ -128,6 +129,9 @@ class SqliteLedger:
                         body.close()
             finally:
                 self._is_in_step = False
+                wakes, self._wakes_after = self._wakes_after, False
+        if wakes:
+            self.wake_others()
 
     def _write(self, statement: str, *values: Any) -> int:
         """Execute a statement in a transaction; return how many rows it changed."""
@@ -136,7 +140,11 @@ class SqliteLedger:
 
     def _read(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._lock, _sqlite.translated(self._path):
-            return self._connection.execute(statement, values).fetchall()
+            if not self._is_closed:
+                return self._connection.execute(statement, values).fetchall()
+            # What was can still be asked for.
+            with closing(_sqlite.connect(self._path)) as connection:
+                return connection.execute(statement, values).fetchall()
 
     # -- flows
 
@@ -373,15 +381,17 @@ class SqliteLedger:
             target=self._listen, args=(self._fifo, tell), name="canobatch-wake", daemon=True
         )
         self._listener.start()
-        # What was written before it listened.
-        tell()
 
     def _listen(self, fifo: int, tell: Callable[[], None]) -> None:
         while os.read(fifo, 4096) and not self._is_closed:
             tell()
 
     def wake_others(self) -> None:
-        """Make the other schedulers look at what is written."""
+        """Make the other schedulers look at what is written; inside a step, when it is."""
+        with self._lock:
+            if self._is_in_step:
+                self._wakes_after = True
+                return
         with suppress(OSError):
             for path in self._wakes.iterdir():
                 if path.name != self._name and not path.name.startswith("."):
@@ -409,7 +419,13 @@ class SqliteLedger:
 
     def close(self) -> None:
         """Let go of everything."""
-        self._is_closed = True
+        with self._lock:
+            if self._is_closed:
+                return
+            for flow in list(self._locks):
+                self.release(flow)
+            self._is_closed = True
+            self._connection.close()
         if self._fifo is not None:
             with suppress(OSError):
                 (self._wakes / self._name).unlink()
@@ -418,10 +434,6 @@ class SqliteLedger:
                 self._listener.join()
             os.close(self._fifo)
             self._fifo = None
-        with self._lock:
-            for flow in list(self._locks):
-                self.release(flow)
-            self._connection.close()
 
 
 def _packed(state: FlowState) -> str:

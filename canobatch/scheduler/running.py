@@ -85,8 +85,8 @@ class RunningScheduler:
         with self._wake:
             for flow in self._flows.values():
                 self._set_alarm(flow)
-        self._thread.start()
         ledger.listen(self._on_woken)
+        self._thread.start()
 
     # -- flows
 
@@ -109,9 +109,7 @@ class RunningScheduler:
             ConfigurationError: The parameters do not fit the workflow's.
             SchedulerError: The scheduler has stopped.
         """
-        with self._step(id) as flow:
-            if self._is_stopping:
-                raise SchedulerError(f"flow {id!r} cannot be triggered: the scheduler has been stopped", flow=id)
+        with self._live_step(id) as flow:
             return flow.trigger(params)
 
     def status(self, id: str) -> FlowInfo:
@@ -172,9 +170,18 @@ class RunningScheduler:
         self._put_state(id, FlowState.unpaused)
 
     def _put_state(self, id: str, change: Callable[[FlowState], FlowState]) -> None:
-        with self._step(id) as flow:
+        with self._live_step(id) as flow:
             flow.put_state(change(flow.state))
         self._ledger.wake_others()
+
+    @contextmanager
+    def _live_step(self, id: str) -> Iterator[LiveFlow]:
+        with self._wake:
+            self._flow(id)
+            if self._is_stopping:
+                raise SchedulerError(f"nothing can be done with flow {id!r}: the scheduler has been stopped", flow=id)
+            with self._step(id) as flow:
+                yield flow
 
     @contextmanager
     def _step(self, id: str) -> Iterator[LiveFlow]:

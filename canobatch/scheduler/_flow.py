@@ -212,8 +212,8 @@ class LiveFlow:
         return True
 
     def _release(self) -> None:
-        """Give the claim back if nothing runs."""
-        if not self.runs:
+        """Give the claim back, if there is one and nothing runs."""
+        if not self.runs and self._ledger.holds(self.id):
             self._ledger.describe_claim(self.id, None)
             self._ledger.release(self.id)
 

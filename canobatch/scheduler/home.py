@@ -225,6 +225,10 @@ class SqliteLedger:
         self._locks[flow] = lock
         return True
 
+    def holds(self, flow: str) -> bool:
+        """Return whether this scheduler has claimed a flow."""
+        return flow in self._locks
+
     def is_claimed(self, flow: str) -> bool:
         """Return whether anybody has claimed a flow."""
         return flow in self._locks or is_held(self._lock_path(flow))

@@ -111,6 +111,9 @@ class Ledger(Protocol):
     def claim(self, flow: str) -> bool:
         """Claim a flow for a run; False if another process has. To claim it twice is fine."""
 
+    def holds(self, flow: str) -> bool:
+        """Return whether this scheduler has claimed a flow."""
+
     def is_claimed(self, flow: str) -> bool:
         """Return whether anybody has claimed a flow."""
 
@@ -203,6 +206,10 @@ class MemoryLedger:
     def claim(self, flow: str) -> bool:  # noqa: ARG002 - there is nobody else
         """Return True."""
         return True
+
+    def holds(self, flow: str) -> bool:  # noqa: ARG002
+        """Return False: there is nothing to give back."""
+        return False
 
     def is_claimed(self, flow: str) -> bool:  # noqa: ARG002
         """Return False: what runs here is known here."""

@@ -44,6 +44,8 @@ _LEAST_SECONDS = 1.0
 
 #: After which a flow is looked at again whose ledger could not be written.
 _RETRY = timedelta(seconds=5)
+#: By how much a clock may go back without a word.
+_SET_BACK = timedelta(seconds=1)
 
 
 class RunningScheduler:
@@ -69,6 +71,7 @@ class RunningScheduler:
         self._wake = threading.Condition()
         self._alarms: list[tuple[datetime, int, LiveFlow]] = []
         self._alarms_set = 0
+        self._latest = clock.now()
         self._news: deque[FlowRecord] = deque()
         self._events = 0
         self._is_stopping = False
@@ -228,10 +231,8 @@ class RunningScheduler:
         with self._wake:
             if not self._is_stopping:
                 self._is_stopping = True
-                with self._ledger.transaction():
-                    for flow in self._flows.values():
-                        flow.drop_waiting(SkipReason.STOPPED, only_own=True)
                 self._wake.notify_all()
+                self._drop_waiting()
             self._await_runs(drain_until)
             until = max(until, _clock.monotonic() + _LEAST_SECONDS)
             for flow in self._flows.values():
@@ -245,6 +246,14 @@ class RunningScheduler:
             )
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def _drop_waiting(self) -> None:
+        try:
+            with self._ledger.transaction():
+                for flow in self._flows.values():
+                    flow.drop_waiting(SkipReason.STOPPED, only_own=True)
+        except CanobatchError:
+            _log.exception("what waits could not be dropped; the scheduler stops all the same")
 
     def _await_runs(self, until: float) -> None:
         while self._running() and (left := until - _clock.monotonic()) > 0:
@@ -279,8 +288,10 @@ class RunningScheduler:
             The signal, or None.
 
         Raises:
-            SchedulerError: As for `stop`.
+            SchedulerError: As for `stop`; or this is not the main thread.
         """
+        if threading.current_thread() is not threading.main_thread():
+            raise SchedulerError("serve takes signals, which is for the main thread; elsewhere use wait")
         with _procs.signals_told((signal.SIGTERM, signal.SIGINT), self._for_server.put):
             _log.info("serving %d flows until a signal", len(self._flows))
             number = None if self._ended.is_set() else self._for_server.get()
@@ -331,6 +342,9 @@ class RunningScheduler:
 
     def _ring_alarms(self) -> None:
         now = self._clock.now()
+        if now < self._latest - _SET_BACK:
+            _log.warning("the clock was set back by %s; no tick up to %s runs again", self._latest - now, self._latest)
+        self._latest = now
         while self._alarms and self._alarms[0][0] <= now:
             _, number, flow = heapq.heappop(self._alarms)
             if number != flow.alarm:

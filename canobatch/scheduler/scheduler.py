@@ -174,13 +174,18 @@ class Scheduler:
             except ConfigurationError as error:
                 raise ConfigurationError(f"flow {spec.id!r}: {error}", error.problems) from error
         pool = self._pool
-        self._running = RunningScheduler(
-            self._specs.values(),
-            ledger=MemoryLedger() if self._home is None else SqliteLedger(self._home),
-            clock=self._clock,
-            pool=default_pool if pool is None else lambda: pool,
-            observers=self._observers,
-        )
+        ledger = MemoryLedger() if self._home is None else SqliteLedger(self._home)
+        try:
+            self._running = RunningScheduler(
+                self._specs.values(),
+                ledger=ledger,
+                clock=self._clock,
+                pool=default_pool if pool is None else lambda: pool,
+                observers=self._observers,
+            )
+        except BaseException:
+            ledger.close()
+            raise
         return self._running
 
     def _add(self, id: str, workflow: Workflow, initial: Any, schedule: Schedule, options: FlowOptions) -> Scheduler:

@@ -17,6 +17,7 @@ from canobatch.errors import (
     UnknownFlowError,
 )
 from canobatch.scheduler import BackoffPolicy, FlowHome, FlowStatus, Scheduler
+from canobatch.scheduler.home import SqliteLedger
 from tests.support.clock import NOON, FakeClock
 from tests.support.watch import NEVER, await_that
 
@@ -213,6 +214,19 @@ def test_a_flow_that_runs_elsewhere_is_not_triggered(node, body):
     run.wait(NEVER)
     assert b.status("f").status is FlowStatus.COMPLETED
     assert b.trigger("f").wait(NEVER) == "done"
+
+
+def test_who_meets_a_claim_leaves_it_as_it_is(node, body, home):
+    """What skips or waits elsewhere does not touch the description of the run that is in its way."""
+    a, b = (node(minutely(body, overlap="queue_one", start="after_interval")) for _ in range(2))
+    body.gate.clear()
+    run = a.trigger("f")
+    b.clock.advance(60)
+    b.clock.advance(60)
+    assert told(b, "queued", "skipped") == [(60, "queued", ""), (120, "skipped", "overlap")]
+    ledger = SqliteLedger(home)
+    assert ledger.left_over("f").run_id == run.id
+    ledger.close()
 
 
 def test_a_trigger_waits_for_a_run_elsewhere(node, body):

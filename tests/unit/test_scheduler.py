@@ -546,7 +546,7 @@ def test_a_clock_put_forward_misses_ticks_with_a_reason(every_minute, body, cloc
     )
 
 
-def test_a_clock_set_back_repeats_no_tick(every_minute, body, clock):
+def test_a_clock_set_back_repeats_no_tick(every_minute, body, clock, caplog):
     """Half an hour back nothing runs until the clock is past the last tick again; the flow can be triggered."""
     running = every_minute()
     clock.advance(60)
@@ -555,6 +555,7 @@ def test_a_clock_set_back_repeats_no_tick(every_minute, body, clock):
     clock.advance(-1800)
     clock.advance(1800)
     assert fired(running) == [0, 60]
+    assert "the clock was set back by 0:30:00" in caplog.text
     running.trigger("f").wait(NEVER)
     clock.advance(60)
     body.await_starts(4)
@@ -645,7 +646,9 @@ def test_the_old_run_makes_way(by_hand, body, policy):
             replaced.wait(NEVER)
     body.gate.set()
     assert third.wait(NEVER) == "done"
-    assert (running.status("f").status, body.started, body.most_running) == (FlowStatus.COMPLETED, 2, 1)
+    # The second may have begun before the third was there.
+    assert body.started in (2, 3)
+    assert (running.status("f").status, body.most_running) == (FlowStatus.COMPLETED, 1)
 
 
 def test_allow_runs_both(by_hand, body):
@@ -1001,6 +1004,22 @@ def test_who_waits_for_the_scheduler_is_told(by_hand):
 
 
 # -- observers and pings
+
+
+def test_signals_are_for_the_main_thread(by_hand):
+    """In another one serve is an error that names the way out."""
+    running, errors = by_hand(), []
+
+    def serve():
+        try:
+            running.serve()
+        except SchedulerError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    thread.join(NEVER)
+    assert "wait" in errors[0]
 
 
 class Recorder:

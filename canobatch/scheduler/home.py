@@ -13,13 +13,14 @@ import json
 import os
 import pickle
 import secrets
+import select
 import threading
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from canobatch import _sqlite
+from canobatch import _procs, _sqlite
 from canobatch.definition import label
 from canobatch.errors import SchedulerError
 from canobatch.journal._home import Home, name_of
@@ -95,6 +96,8 @@ class SqliteLedger:
         self._locks: dict[str, RunLock] = {}
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._fifo: int | None = None
+        #: The pidfds of processes for whose end something waits.
+        self._holders: set[int] = set()
         self._listener: threading.Thread | None = None
         self._is_closed = False
         with _sqlite.translated(self._path):
@@ -266,6 +269,21 @@ class SqliteLedger:
         """Let something wait; a tick may be taken by any scheduler, a run only by the one that made it."""
         values = (flow, _number(waiting.tick), waiting.run_id, self._name)
         self._write("INSERT INTO waiting (flow, tick, run, scheduler) VALUES (?,?,?,?)", *values)
+        if flow not in self._locks:
+            self._watch_holder(flow)
+
+    def _watch_holder(self, flow: str) -> None:
+        """Be woken when the process that runs a flow ends without a word, also if no tick is near."""
+        me = this_process()
+        for pid, ticks, boot_id, namespace in self._read(
+            "SELECT pid, start_ticks, boot_id, pid_namespace FROM claims WHERE flow=?", flow
+        ):
+            # In another namespace the number means somebody else; then the next tick finds out.
+            if (boot_id, namespace) == (me.boot_id, me.pid_namespace) and pid != me.pid and self._fifo is not None:
+                pidfd = _procs.open_process(pid, ticks)
+                if pidfd is not None:
+                    self._holders.add(pidfd)
+                os.write(self._fifo, b"!")
 
     def pop(self, flow: str, *, only_own: bool = False) -> Waiting | None:
         """Take the oldest of what waits, if this scheduler may; with ``only_own``, if no other may."""
@@ -387,8 +405,20 @@ class SqliteLedger:
         self._listener.start()
 
     def _listen(self, fifo: int, tell: Callable[[], None]) -> None:
-        while os.read(fifo, 4096) and not self._is_closed:
-            tell()
+        poller = select.poll()
+        poller.register(fifo, select.POLLIN)
+        while not self._is_closed:
+            for fd, _ in poller.poll():
+                if fd == fifo:
+                    os.read(fifo, 4096)
+                else:
+                    poller.unregister(fd)
+                    self._holders.discard(fd)
+                    os.close(fd)
+            for fd in list(self._holders):
+                poller.register(fd, select.POLLIN)
+            if not self._is_closed:
+                tell()
 
     def wake_others(self) -> None:
         """Make the other schedulers look at what is written; inside a step, when it is."""
@@ -436,7 +466,9 @@ class SqliteLedger:
             os.write(self._fifo, b"!")
             if self._listener is not None and self._listener is not threading.current_thread():
                 self._listener.join()
-            os.close(self._fifo)
+            for fd in (self._fifo, *self._holders):
+                os.close(fd)
+            self._holders.clear()
             self._fifo = None
 
 

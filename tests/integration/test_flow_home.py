@@ -12,7 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from canobatch import TaskConfig, Workflow
 from canobatch.scheduler import FlowHome, FlowStatus, Scheduler
+from canobatch.scheduler.home import SqliteLedger
+from canobatch.scheduler.ledger import Claim
 from tests.support.watch import NEVER, await_that, is_alive
 
 #: A scheduler of one flow. Its body proves by a lock of its own that no other body runs, and leaves a line for
@@ -196,12 +199,24 @@ def test_a_tick_waits_for_another_process(launch, log, tmp_path):
     assert queued & {record.tick for record in records if record.kind == "fired"}
 
 
+def test_what_waits_for_a_killed_holder_begins_at_once(launch, log, tmp_path):
+    """A trigger that waits for another process's run begins when that process is killed, though no tick is near."""
+    holder = launch(100_000, 100_000, "queue_one")
+    await_that(lambda: len(log.lines("begin")) == 1, "the body should run")
+    workflow = Workflow("w").register("start", lambda: "done", config=TaskConfig(where="parent")).add_exit_state("done")
+    scheduler = Scheduler(tmp_path / "home").every("f", workflow, "start", 100_000, overlap="queue_one")
+    with scheduler.start() as running:
+        run = running.trigger("f")
+        with pytest.raises(TimeoutError):
+            run.wait(0.1)
+        holder.process.kill()
+        assert run.wait(NEVER) == "done"
+        kinds = [record.kind for record in running.history("f")]
+    assert kinds == ["fired", "queued", "interrupted", "fired", "finished"]
+
+
 def test_a_reused_pid_is_no_holder(tmp_path):
     """A claim's row that names a process that lives, but has not got the lock, holds nothing up."""
-    from canobatch import TaskConfig, Workflow
-    from canobatch.scheduler.home import SqliteLedger
-    from canobatch.scheduler.ledger import Claim
-
     workflow = Workflow("w").register("start", lambda: "done", config=TaskConfig(where="parent")).add_exit_state("done")
     scheduler = Scheduler(tmp_path).manual("f", workflow, "start")
     scheduler.start().stop()

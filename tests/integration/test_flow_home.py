@@ -157,7 +157,7 @@ def test_what_a_holder_and_its_keeper_left_is_killed(launch, log):
 def kill_at_random(launch, log, times: int) -> None:
     """Kill one of two schedulers at a random moment, and see that the other goes on; replace it; again."""
     chance = random.Random(times)
-    scripts = [launch(0.2, 0.1), launch(0.2, 0.1)]
+    scripts = [launch(0.2, 0.3), launch(0.2, 0.3)]
     for _ in range(times):
         time.sleep(chance.uniform(0.0, 0.5))
         victim = scripts.pop(chance.randrange(2))
@@ -166,7 +166,7 @@ def kill_at_random(launch, log, times: int) -> None:
         count = len(log.lines("begin"))
         await_that(lambda: len(log.lines("begin")) > count, "the other should go on", 15.0)
         assert victim.survivors(within=3.0) == {}
-        scripts.append(launch(0.2, 0.1))
+        scripts.append(launch(0.2, 0.3))
     assert log.lines("OVERLAP") == []
     ended(*scripts)
     runs = [run for run, _ in log.lines("begin")]

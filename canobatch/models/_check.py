@@ -46,7 +46,8 @@ def model_problems(model: Model) -> Iterator[str]:
     for setting, (kind, example) in _KINDS.items():
         if hasattr(model, setting) and not isinstance(getattr(model, setting), kind):
             given = getattr(model, setting)
-            yield f"{name}.{setting} must be a {kind.__name__} such as {example}, got {given!r}"
+            article = "an" if kind.__name__[0] in "AEIOU" else "a"
+            yield f"{name}.{setting} must be {article} {kind.__name__} such as {example}, got {given!r}"
     if hasattr(model, "concurrency"):
         yield from _concurrency_problems(model, model.concurrency)
 

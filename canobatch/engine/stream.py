@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from canobatch import _clock
 from canobatch.definition import label
-from canobatch.effects import describe_error, loads
+from canobatch.effects import describe_error
 from canobatch.engine.attempt import own_error, wrap
 from canobatch.engine.items import Items, ItemsHere, ItemsInWorkers
 from canobatch.engine.source import Source
@@ -23,6 +23,8 @@ from canobatch.models import CloseReason, DeadLetter, perform
 from canobatch.view import StoreView
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from canobatch.engine.items import ItemOutcome
     from canobatch.engine.visit import Visit
     from canobatch.models import StreamTask
@@ -37,7 +39,7 @@ class StreamExecution:
     def run(self) -> Any:
         """Run it to its end and return the next state."""
         visit = self._visit
-        cursor: bytes | None = None
+        cursor: Callable[[], Any] = lambda: None  # noqa: E731 - until there is one
         while True:
             visit.begin_attempt()
             session = Session(visit, cursor)
@@ -57,11 +59,11 @@ class Session:
     """One attempt at a stream, from ``open`` to ``on_close``.
 
     Attributes:
-        cursor: The one committed last, packed; None: the start.
+        cursor: Gives the one committed last; None: the start.
         is_drained: Whether the run is over, and the stream was brought to an end for that.
     """
 
-    def __init__(self, visit: Visit, cursor: bytes | None) -> None:
+    def __init__(self, visit: Visit, cursor: Callable[[], Any]) -> None:
         self.cursor = cursor
         self.is_drained = False
         self._visit = visit
@@ -101,7 +103,7 @@ class Session:
         driver, visit = self._driver, self._visit
         self._view = StoreView(driver.store.snapshot().entries)
         ctx = driver.context(visit.state, self._view, visit.attempt)
-        items = perform(self._model, "open", ctx, (None if self.cursor is None else loads(self.cursor),))
+        items = perform(self._model, "open", ctx, (self.cursor(),))
         if not isinstance(items, Iterable):
             raise visit.refusal(f"open returned {items!r}, which cannot be iterated over; return the items")
         return items
@@ -177,7 +179,7 @@ class Session:
 
     def _commit(self) -> None:
         visit = self._visit
-        self.cursor = visit.packed("its cursor", visit.keep(self._last))
+        self.cursor = visit.keep(self._last)
         self._outputs = []
         self._boundary = None
         # What fails from here on is a first failure.

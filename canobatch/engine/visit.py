@@ -282,13 +282,12 @@ class Visit:
             self._seen = (name, Snapshot((0, next(_versions)), entries))
         return self._seen[1]
 
-    def keep(self, cursor: Any) -> Any:
+    def keep(self, cursor: Any) -> Callable[[], Any]:
         """Commit what was staged together with ``cursor``; see `Stage`."""
         data = self.packed("its cursor", cursor)
         self.commit()
-        copy = loads(data)
         self.driver.emit("checkpoint", state=self.state, attempt=self.attempt, detail=cursor)
-        return copy
+        return lambda: loads(data)
 
     def commit(self) -> None:
         """Commit what was staged."""

@@ -40,8 +40,8 @@ class Stage(Protocol):
     def now(self) -> tuple[float, float]:
         """Return the monotonic time and the seconds since the epoch."""
 
-    def keep(self, cursor: Any) -> Any:
-        """Commit what was written so far together with ``cursor``; return a copy of it."""
+    def keep(self, cursor: Any) -> Callable[[], Any]:
+        """Commit what was written so far together with ``cursor``; return what gives a copy of it."""
 
     def process(self, items: Iterable[Any]) -> list[ItemResult]:
         """Call "process_item" for each item; return what became of them, in their order."""
@@ -100,9 +100,9 @@ class Here:
         """Return the monotonic time and the seconds since the epoch."""
         return _clock.monotonic(), _clock.epoch()
 
-    def keep(self, cursor: Any) -> Any:
-        """Return the cursor: one piece has nowhere to start again from."""
-        return cursor
+    def keep(self, cursor: Any) -> Callable[[], Any]:
+        """Keep it just here: one piece has nowhere to start again from."""
+        return lambda: cursor
 
     def process(self, items: Iterable[Any]) -> list[ItemResult]:
         """Call "process_item" for each item, one after the other."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from canobatch.models._base import Driven
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from canobatch.models._base import Stage
 
 
@@ -48,9 +50,13 @@ class SteppedTask(Driven):
 
     def drive(self, stage: Stage) -> Any:
         """Step until done."""
-        cursor = None
+
+        def step() -> Any:
+            return stage.call("step", cursor())
+
+        cursor: Callable[[], Any] = lambda: None  # noqa: E731 - until there is one
         while True:
-            answer = stage.retry(lambda cursor=cursor: stage.call("step", cursor))  # type: ignore[misc]
+            answer = stage.retry(step)
             if isinstance(answer, Done):
                 return answer.state
             if not isinstance(answer, More):

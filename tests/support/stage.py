@@ -61,7 +61,7 @@ class FakeStage:
 
     def keep(self, cursor):
         self.cursors.append(cursor)
-        return cursor
+        return lambda: cursor
 
     def process(self, items):
         return [ItemResult(index, self.call("process_item", item)) for index, item in enumerate(items)]

@@ -207,6 +207,8 @@ class RunDatabase:
         if commit.visit <= self.left:
             text = f"{self.path}: visit {commit.visit} of state {commit.state} was committed already"
             raise JournalError(text, path=str(self.path), reason="duplicate")
+        for attempt in commit.records:
+            self.record(attempt)
         if commit.is_cleared:
             for kept in self.store.values():
                 self._forget(kept)

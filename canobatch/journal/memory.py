@@ -95,14 +95,16 @@ class MemoryRun:
     def record(self, attempt: AttemptRecord) -> _Written:
         """Keep how one attempt ended; see `RunJournal.record`."""
         with self._lock:
-            kept = self._writing()
-            branch = -1 if attempt.branch is None else attempt.branch
-            key = attempt.visit, branch, self._life, attempt.attempt
-            if key in kept.attempts:
-                raise JournalError(f"run {self.run_id} has this attempt already", reason="duplicate")
-            operations = attempt.operations if attempt.visit > kept.left else ()
-            kept.attempts[key] = attempt._replace(life=self._life, operations=operations)
+            self._record(self._writing(), attempt)
         return _WRITTEN
+
+    def _record(self, kept: _Kept, attempt: AttemptRecord) -> None:
+        branch = -1 if attempt.branch is None else attempt.branch
+        key = attempt.visit, branch, self._life, attempt.attempt
+        if key in kept.attempts:
+            raise JournalError(f"run {self.run_id} has this attempt already", reason="duplicate")
+        operations = attempt.operations if attempt.visit > kept.left else ()
+        kept.attempts[key] = attempt._replace(life=self._life, operations=operations)
 
     def note(self, visit: int, name: str, data: bytes | None) -> _Written:
         """Keep a fact of a visit; see `RunJournal.note`."""
@@ -124,6 +126,8 @@ class MemoryRun:
             if visit <= kept.left:
                 text = f"run {self.run_id}: visit {visit} of state {commit.state} was committed already"
                 raise JournalError(text, reason="duplicate")
+            for attempt in commit.records:
+                self._record(kept, attempt)
             if commit.is_cleared:
                 kept.store.clear()
             for key, entry in commit.entries.items():

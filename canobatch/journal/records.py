@@ -121,6 +121,7 @@ class Commit:
         is_cleared: Whether the store loses everything first.
         entries: The keys that changed, each with its new entry; None: removed.
         cursors: Facts of the visit that changed, as for `RunJournal.note`.
+        records: Attempts to record with it: the one of a single task, and the branches that the join cut.
         attempts: How many attempts the visit took.
         total: How many branches it had, None where it was no split.
         duration: How long it took.
@@ -135,6 +136,7 @@ class Commit:
     is_cleared: bool = False
     entries: Mapping[str, Entry | None] = field(default_factory=dict)
     cursors: Mapping[str, bytes | None] = field(default_factory=dict)
+    records: tuple[AttemptRecord, ...] = ()
     attempts: int = 0
     total: int | None = None
     duration: float | None = None

@@ -16,10 +16,12 @@ from canobatch.definition import Map, Single, Split, label
 from canobatch.effects import loads
 from canobatch.engine.attempt import Where, error_of, final_error, may_retry, unpacking_error, wrap
 from canobatch.engine.report import RunReport, StateReport
+from canobatch.engine.scribe import Scribe
 from canobatch.engine.split import SplitExecution
 from canobatch.engine.station import Shelf, Station
 from canobatch.errors import (
     CommitError,
+    JournalError,
     PayloadError,
     RunCancelledError,
     TaskError,
@@ -62,14 +64,17 @@ class Driver:
         token: CancelToken,
         observers: Sequence[Observer] = (),
         where: str = "parent",
+        scribe: Scribe | None = None,
     ) -> None:
         self.definition = definition
         self.store = store
         self.run_id = run_id
         self.token = token
         self.params = params
-        self.path: list[Any] = []
-        self.splits: dict[Any, SplitResult] = {}
+        self.scribe = scribe or Scribe(definition)
+        self._states = self.scribe.earlier_visits()
+        self.path: list[Any] = [report.state for report in self._states]
+        self.splits = self.scribe.earlier_splits()
         self.splits_version = 0
         self._initial = initial
         self._backend = backend
@@ -77,7 +82,6 @@ class Driver:
         self._observers = tuple(observers)
         self._where = where
         self._logger = logging.getLogger(f"canobatch.{definition.name}")
-        self._states: list[StateReport] = []
         self._started = _clock.monotonic()
         self._started_at = _clock.as_utc(_clock.epoch())
         self._ended: float | None = None
@@ -93,11 +97,13 @@ class Driver:
     def run(self) -> Any:
         """Run to an exit state and return it."""
         forget = self.token.watch(lambda: self._mail.put(None))
-        self.emit("run_started")
+        self.emit("run_resumed" if self.scribe.is_resumed else "run_started")
         try:
             state = self._walk()
+            self.scribe.end(state, None, is_kept=True)
         except BaseException as error:
             self._error = error
+            self._record_end(error)
             is_cancel = isinstance(error, RunCancelledError)
             self.emit("run_cancelled" if is_cancel else "run_failed", detail=error)
             raise
@@ -110,10 +116,18 @@ class Driver:
                 self._station.close()
             self._ended = _clock.monotonic()
 
+    def _record_end(self, error: BaseException) -> None:
+        try:
+            self.scribe.end(self.path[-1] if self.path else None, error, is_kept=self.token.is_kept)
+        except JournalError:
+            # The run's own error is the one to tell; the journal has the run as interrupted.
+            _log.exception("the end of run %s could not be recorded", self.run_id)
+
     def _walk(self) -> Any:
         definition, state = self.definition, self._initial
         while True:
             self.path.append(state)
+            self.scribe.enter(state)
             self.emit("state_entered", state=state)
             # An exit before a cancel: a run that is through is not undone by a late one.
             if state in definition.exits:
@@ -168,6 +182,7 @@ class Driver:
             report.error = error
             if handler.on_error is None:
                 raise
+            self.commit(state, [], following=handler.on_error, report=report, error=error)
             return handler.on_error
         if operations and handler.is_router:
             raise WorkflowError(
@@ -176,8 +191,8 @@ class Driver:
                 path=self.path,
             )
         following = self._checked(state, value)
-        if operations:
-            self.commit(state, [("its task", operations)])
+        if not handler.is_router:
+            self.commit(state, [("its task", operations)] if operations else [], following=following, report=report)
         return following
 
     def _is_for_worker(self, config: TaskConfig) -> bool:
@@ -237,7 +252,10 @@ class Driver:
     def _back_off(self, config: TaskConfig, error: TaskError) -> None:
         """Wait until the next attempt, or raise if there is none."""
         if not may_retry(config, error):
-            raise final_error(config, error)
+            error = final_error(config, error)
+            self.scribe.fail(error, is_final=True)
+            raise error
+        self.scribe.fail(error, is_final=False)
         self.emit("retry", state=error.state, attempt=error.attempt, detail=error)
         until = _clock.monotonic() + config.retry.delay(error.attempt, random.random)
         while _clock.monotonic() < until:
@@ -270,16 +288,17 @@ class Driver:
             if execution.result is not None:
                 self.splits[state] = execution.result
                 self.splits_version += 1
-        if outcome.error is None:
-            self.commit(state, outcome.writes)
-            return handler.join.join_state
-        report.error = outcome.error
-        join = handler.join
-        if outcome.is_timeout and join.on_timeout is not None:
-            return join.on_timeout
-        if join.on_failure is not None:
-            return join.on_failure
-        raise outcome.error
+        join, error = handler.join, outcome.error
+        facts = {"report": report, "result": execution.result, "cut": execution.cut}
+        if error is None:
+            self.commit(state, outcome.writes, following=join.join_state, **facts)
+            return join.join_state
+        report.error = error
+        following = join.on_timeout if outcome.is_timeout and join.on_timeout is not None else join.on_failure
+        if following is None:
+            raise error
+        self.commit(state, [], following=following, error=error, **facts)
+        return following
 
     # -- what states share
 
@@ -337,10 +356,21 @@ class Driver:
             raise WorkflowError(f"no split of state {label(state)} has ended in this run; ended: {known}")
         return self.splits[state]
 
-    def commit(self, state: Any, writes: Sequence[tuple[str, Sequence[Operation]]]) -> None:
-        """Commit accepted writes, all or none."""
+    def commit(
+        self, state: Any, writes: Sequence[tuple[str, Sequence[Operation]]], *, following: Any = None, **facts: Any
+    ) -> None:
+        """Commit accepted writes, all or none, and where the run goes; None: it stays in this state.
+
+        ``facts`` are for the journal; see `Scribe.keeper_of`.
+        """
+        keep = self.scribe.keeper_of(state, following, **facts)
+        if keep is None and not writes:
+            return
         try:
-            self.store.commit(writes)
+            if keep is None:
+                self.store.commit(writes)
+            else:
+                self.store.commit(writes, keep)
         except CommitError as error:
             raise WorkflowError(f"state {label(state)}: {error}", state=state, path=self.path) from error.__cause__
 

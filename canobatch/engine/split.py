@@ -14,6 +14,7 @@ from canobatch.effects import describe_error, dumps, entry_of, loads
 from canobatch.engine.attempt import Where, error_of, final_error, may_retry, status_of, unpacking_error
 from canobatch.engine.branches import Branches
 from canobatch.engine.fold import Fold, FoldError
+from canobatch.engine.scribe import branch_of, check_item
 from canobatch.errors import ConfigurationError, JoinError, PayloadError, TaskError, WorkflowError
 from canobatch.join import BranchResult, BranchStatus, JoinTally, SplitResult, Verdict
 from canobatch.pool import Call, Finished, Lost, Progressed
@@ -65,6 +66,11 @@ class SplitExecution:
         self._is_exhausted = False
         self._is_timeout = False
         self._path = tuple(driver.path)
+        #: Branches that were running when the split was settled.
+        self.cut: list[BranchResult] = []
+        #: Of an earlier life: the digests of the items of accepted branches; the attempts made of others.
+        self._recorded: dict[int, bytes | None] = {}
+        self._made: dict[int, int] = {}
 
     # -- the whole
 
@@ -83,7 +89,11 @@ class SplitExecution:
             with self._naming("the initial value of reduce"):
                 self._fold = Fold(*join.reduce, ordered=join.ordered)
         driver.emit("split_started", state=self._state, detail=self._total)
-        if self._total == 0:
+        try:
+            self._replay()
+        except FoldError as error:
+            raise self._reduce_error(error) from error.__cause__
+        if self._total == 0 or self._tally.verdict is not Verdict.PENDING:
             return self._settle()
         self._header = driver.header(
             self._state,
@@ -202,10 +212,10 @@ class SplitExecution:
             data = self._packed(index, item) if self._branches.is_map else None
             self._submitted += 1
             config = self._config(index)
-            if data is False:
+            if data is False or self._is_recorded(index, data):
                 continue
-            self._open[index] = 1
-            return Call(index, 1, data, config.attempt_timeout, config.memory_limit, config.runs_alone)
+            attempt = self._open[index] = self._made.get(index, 0) + 1
+            return Call(index, attempt, data, config.attempt_timeout, config.memory_limit, config.runs_alone)
 
     def _packed(self, index: int, item: Any) -> Any:
         """Return the item's bytes; False when it cannot be packed, which has failed its branch."""
@@ -223,6 +233,32 @@ class SplitExecution:
             self._header = header
             self._begin()
         return data
+
+    # -- an earlier life
+
+    def _replay(self) -> None:
+        """Accept what was accepted before, all of it before anything is run."""
+        accepted, self._made = self._driver.scribe.recorded()
+        for attempt in accepted:
+            index = attempt.branch
+            assert index is not None
+            value = self._driver.scribe.value_of(attempt)
+            self._recorded[index] = attempt.item
+            self._tally.offer(True)
+            if self._fold is not None:
+                self._fold.add(index, value)
+                value = None
+            if attempt.operations:
+                self._writes[index] = attempt.operations
+            self._results[index] = branch_of(attempt, value)
+
+    def _is_recorded(self, index: int, data: bytes | None) -> bool:
+        """Return whether a branch was accepted before; its item must be the one it had then."""
+        if index not in self._recorded:
+            return False
+        where = f"state {label(self._state)}, branch {index}"
+        check_item(self._recorded[index], data, where, self._driver.run_id)
+        return True
 
     # -- outcomes
 
@@ -250,6 +286,7 @@ class SplitExecution:
         return Where(self._state, event.call.branch, event.call.attempt, self._path)
 
     def _accept(self, index: int, value: Any, event: Finished) -> None:
+        self._driver.scribe.accept(event)
         self._tally.offer(True)
         del self._open[index]
         if self._fold is not None:
@@ -277,6 +314,7 @@ class SplitExecution:
         if not may_retry(config, error):
             self._fail(index, final_error(config, error), event)
             return
+        self._driver.scribe.fail(error, event, is_final=False)
         self._driver.emit("retry", state=self._state, branch=index, attempt=error.attempt, detail=error)
         call = event.call
         self._open[index] = call.attempt + 1
@@ -286,6 +324,7 @@ class SplitExecution:
         heapq.heappush(self._back_off, (due, next(self._order), again))
 
     def _fail(self, index: int, error: TaskError, event: Finished | Lost | None) -> None:
+        self._driver.scribe.fail(error, event, is_final=True)
         status = status_of(error)
         result = BranchResult(index, status, None, error, error.attempt)
         if event is not None:
@@ -307,12 +346,14 @@ class SplitExecution:
         assert index is not None
         self._open.pop(index, None)
         began = None if ran is None else _clock.as_utc(_clock.epoch() - ran)
-        self._results[index] = BranchResult(
-            index, BranchStatus.CANCELLED, attempts=call.attempt, started_at=began, duration=ran
-        )
+        result = BranchResult(index, BranchStatus.CANCELLED, attempts=call.attempt, started_at=began, duration=ran)
+        self._results[index] = result
+        self.cut.append(result)
 
     def _collect(self) -> SplitResult:
-        count = self._submitted if self._total is None else self._total
+        count = self._total
+        if count is None:
+            count = max(self._submitted, max(self._recorded, default=-1) + 1)
         branches = []
         for index in range(count):
             branch = self._results.get(index)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from canobatch.definition import Definition
     from canobatch.effects import Entry
     from canobatch.errors import TaskError
-    from canobatch.journal import Recovered, RunJournal, VisitRecord
+    from canobatch.journal import Recovered, RunJournal, Ticket, VisitRecord
     from canobatch.pool import Finished, Lost
 
 #: An attempt after which another one was to follow.
@@ -62,6 +62,8 @@ class Scribe:
         self._recovered = recovered
         self._states = {label(state): state for state in [*definition.handlers, *definition.exits]}
         self.visit = 0
+        #: What was handed to the journal last.
+        self._ticket: Ticket | None = None
         #: Whether the visit that is entered next is in the journal already.
         self._is_announced = True
 
@@ -175,7 +177,7 @@ class Scribe:
             return
         call = event.call
         _faults.point("engine.accept.before")
-        self._journal.record(
+        self._ticket = self._journal.record(
             AttemptRecord(
                 self.visit,
                 call.branch,
@@ -197,7 +199,7 @@ class Scribe:
         """An attempt failed, for good or not."""
         if self._journal is None:
             return
-        self._journal.record(
+        self._ticket = self._journal.record(
             AttemptRecord(
                 self.visit,
                 error.branch,
@@ -208,6 +210,12 @@ class Scribe:
                 duration=None if event is None else event.duration,
             )
         )
+
+    def wait(self) -> None:
+        """Wait until everything that was told is durable: only then others may hear of it."""
+        if self._ticket is not None:
+            self._ticket.wait()
+            self._ticket = None
 
     def keeper_of(
         self,

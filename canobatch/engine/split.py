@@ -66,6 +66,8 @@ class SplitExecution:
         self._is_exhausted = False
         self._is_timeout = False
         self._path = tuple(driver.path)
+        #: What observers are told once the journal has it: kind, branch, attempt, detail.
+        self._news: list[tuple[str, int, int | None, Any]] = []
         #: Branches that were running when the split was settled.
         self.cut: list[BranchResult] = []
         #: Of an earlier life: the digests of the items of accepted branches; the attempts made of others.
@@ -127,6 +129,7 @@ class SplitExecution:
         while True:
             has_more = self._feed()
             if tally.verdict is not Verdict.PENDING:
+                self._tell()
                 return
             until = _clock.monotonic() if has_more else self._next_deadline()
             self._read(driver.mail(self._lane, until))
@@ -149,6 +152,16 @@ class SplitExecution:
                 self._take_loss(event)
             elif isinstance(event, Progressed):
                 self._driver.progress(self._state, event)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell observers what happened to branches: what they hear of is never done again."""
+        if not self._news:
+            return
+        self._driver.scribe.wait()
+        for kind, branch, attempt, detail in self._news:
+            self._driver.emit(kind, state=self._state, branch=branch, attempt=attempt, detail=detail)
+        self._news.clear()
 
     def _next_deadline(self) -> float | None:
         due = self._back_off[0][0] if self._back_off else None
@@ -305,7 +318,7 @@ class SplitExecution:
             event.cpu_time,
             event.max_rss,
         )
-        self._driver.emit("branch_finished", state=self._state, branch=index, detail=BranchStatus.SUCCEEDED)
+        self._news.append(("branch_finished", index, None, BranchStatus.SUCCEEDED))
 
     def _take_error(self, event: Finished | Lost, error: TaskError) -> None:
         index = event.call.branch
@@ -315,7 +328,7 @@ class SplitExecution:
             self._fail(index, final_error(config, error), event)
             return
         self._driver.scribe.fail(error, event, is_final=False)
-        self._driver.emit("retry", state=self._state, branch=index, attempt=error.attempt, detail=error)
+        self._news.append(("retry", index, error.attempt, error))
         call = event.call
         self._open[index] = call.attempt + 1
         # A retried branch is likely to fail again: nothing should wait behind it.
@@ -337,7 +350,7 @@ class SplitExecution:
         if self._fold is not None:
             self._fold.skip(index)
         self._tally.offer(False)
-        self._driver.emit("branch_finished", state=self._state, branch=index, detail=status)
+        self._news.append(("branch_finished", index, None, status))
 
     # -- the end
 

@@ -29,11 +29,13 @@ from canobatch.engine.model import run_model
 from canobatch.engine.patience import Patience
 from canobatch.engine.report import RunReport, StateReport
 from canobatch.engine.saga import Saga
+from canobatch.engine.scribe import Scribe
 from canobatch.engine.split import SplitExecution
 from canobatch.engine.station import Shelf, Station
 from canobatch.errors import (
     CommitError,
     CompensationError,
+    JournalError,
     PayloadError,
     RunCancelledError,
     TaskError,
@@ -80,6 +82,7 @@ class Driver:
         observers: Sequence[Observer] = (),
         resources: Resources,
         where: str = "parent",
+        scribe: Scribe | None = None,
     ) -> None:
         self.definition = definition
         self.store = store
@@ -87,8 +90,10 @@ class Driver:
         self.token = token
         self.params = params
         self.resources = resources
-        self.path: list[Any] = []
-        self.splits: dict[Any, SplitResult] = {}
+        self.scribe = scribe or Scribe(definition)
+        self._states = self.scribe.earlier_visits()
+        self.path: list[Any] = [report.state for report in self._states]
+        self.splits = self.scribe.earlier_splits()
         self.splits_version = 0
         self._initial = initial
         self._backend = backend
@@ -96,7 +101,6 @@ class Driver:
         self._observers = tuple(observers)
         self._where = where
         self._logger = logging.getLogger(f"canobatch.{definition.name}")
-        self._states: list[StateReport] = []
         self._started = _clock.monotonic()
         self._started_at = _clock.as_utc(_clock.epoch())
         self._ended: float | None = None
@@ -116,12 +120,14 @@ class Driver:
     def run(self) -> Any:
         """Run to an exit state and return it."""
         forget = self.token.watch(self.wake)
-        self.emit("run_started")
+        self.emit("run_resumed" if self.scribe.is_resumed else "run_started")
         try:
             with self.resources.held():
                 state = self._walk_or_roll_back()
+            self.scribe.end(state, None, is_kept=True)
         except BaseException as error:
             self._error = error
+            self._record_end(error)
             is_cancel = self.token.is_cancelled and isinstance(_original(error), RunCancelledError)
             self.emit("run_cancelled" if is_cancel else "run_failed", detail=error)
             raise
@@ -143,10 +149,18 @@ class Driver:
                 raise
             raise failure from failure.__cause__
 
+    def _record_end(self, error: BaseException) -> None:
+        try:
+            self.scribe.end(self.path[-1] if self.path else None, error, is_kept=self.token.is_kept)
+        except JournalError:
+            # The run's own error is the one to tell; the journal has the run as interrupted.
+            _log.exception("the end of run %s could not be recorded", self.run_id)
+
     def _walk(self) -> Any:
         definition, state = self.definition, self._initial
         while True:
             self.path.append(state)
+            self.scribe.enter(state)
             self.emit("state_entered", state=state)
             # An exit before a cancel: a run that is through is not undone by a late one.
             if state in definition.exits:
@@ -203,6 +217,7 @@ class Driver:
             report.error = error
             if handler.on_error is None:
                 raise
+            self.commit(state, [], following=handler.on_error, report=report, error=error)
             return handler.on_error
         if operations and (handler.is_router or isinstance(handler.task, RouterTask)):
             raise WorkflowError(
@@ -211,8 +226,8 @@ class Driver:
                 path=self.path,
             )
         following = self.checked(state, value)
-        if operations:
-            self.commit(state, [("its task", operations)])
+        if not (handler.is_router or isinstance(handler.task, RouterTask)):
+            self.commit(state, [("its task", operations)] if operations else [], following=following, report=report)
         return following
 
     def is_for_worker(self, config: TaskConfig) -> bool:
@@ -284,7 +299,10 @@ class Driver:
     def back_off(self, config: TaskConfig, error: TaskError) -> None:
         """Wait until the next attempt, or raise if there is none."""
         if not may_retry(config, error):
-            raise final_error(config, error)
+            error = final_error(config, error)
+            self.scribe.fail(error, is_final=True)
+            raise error
+        self.scribe.fail(error, is_final=False)
         self.emit("retry", state=error.state, attempt=error.attempt, detail=error)
         until = _clock.monotonic() + delay_before_next(config, error, random.random)
         while _clock.monotonic() < until:
@@ -322,16 +340,17 @@ class Driver:
             if execution.result is not None:
                 self.splits[state] = execution.result
                 self.splits_version += 1
-        if outcome.error is None:
-            self.commit(state, outcome.writes)
-            return handler.join.join_state
-        report.error = outcome.error
-        join = handler.join
-        if outcome.is_timeout and join.on_timeout is not None:
-            return join.on_timeout
-        if join.on_failure is not None:
-            return join.on_failure
-        raise outcome.error
+        join, error = handler.join, outcome.error
+        facts = {"report": report, "result": execution.result, "cut": execution.cut}
+        if error is None:
+            self.commit(state, outcome.writes, following=join.join_state, **facts)
+            return join.join_state
+        report.error = error
+        following = join.on_timeout if outcome.is_timeout and join.on_timeout is not None else join.on_failure
+        if following is None:
+            raise error
+        self.commit(state, [], following=following, error=error, **facts)
+        return following
 
     # -- what states share
 
@@ -404,10 +423,21 @@ class Driver:
             raise WorkflowError(f"no split of state {label(state)} has ended in this run; ended: {known}")
         return self.splits[state]
 
-    def commit(self, state: Any, writes: Sequence[tuple[str, Sequence[Operation]]]) -> None:
-        """Commit accepted writes, all or none."""
+    def commit(
+        self, state: Any, writes: Sequence[tuple[str, Sequence[Operation]]], *, following: Any = None, **facts: Any
+    ) -> None:
+        """Commit accepted writes, all or none, and where the run goes; None: it stays in this state.
+
+        ``facts`` are for the journal; see `Scribe.keeper_of`.
+        """
+        keep = self.scribe.keeper_of(state, following, **facts)
+        if keep is None and not writes:
+            return
         try:
-            self.store.commit(writes)
+            if keep is None:
+                self.store.commit(writes)
+            else:
+                self.store.commit(writes, keep)
         except CommitError as error:
             raise WorkflowError(f"state {label(state)}: {error}", state=state, path=self.path) from error.__cause__
 

@@ -6,13 +6,15 @@ Invariants: a tally counts each ended branch once, and its verdict never changes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum, StrEnum
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, overload
 
+from canobatch.errors import WorkflowError
 from canobatch.limits import Semaphore
 
 if TYPE_CHECKING:
@@ -219,14 +221,31 @@ class BranchResult:
 
 
 class SplitResult(Sequence[BranchResult]):
-    """What a split came to: a sequence of `BranchResult` in branch order."""
+    """What a split came to: a sequence of `BranchResult` in branch order.
 
-    def __init__(self, branches: Sequence[BranchResult]) -> None:
+    A split of more than 100 000 branches keeps the records of the first 100 000, those of later failures, and
+    counts of all: then ``is_whole`` is False, and ``successes``, ``cancelled`` and ``values`` raise, as they would
+    be short.
+    """
+
+    def __init__(self, branches: Sequence[BranchResult], statuses: Mapping[BranchStatus, int] | None = None) -> None:
         self.branches = tuple(branches)
+        self.is_whole = statuses is None
+        self._statuses = Counter(b.status for b in self.branches) if statuses is None else Counter(statuses)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many branches "succeeded", "failed" (timed out and lost ones too), and were "cancelled"."""
+        counts = {"succeeded": 0, "failed": 0, "cancelled": 0}
+        for status, count in self._statuses.items():
+            kind = "succeeded" if status is BranchStatus.SUCCEEDED else "cancelled" if status in _CUT else "failed"
+            counts[kind] += count
+        return counts
 
     @property
     def successes(self) -> tuple[BranchResult, ...]:
         """The branches that were accepted."""
+        self._require_whole()
         return tuple(b for b in self.branches if b.status is BranchStatus.SUCCEEDED)
 
     @property
@@ -237,20 +256,26 @@ class SplitResult(Sequence[BranchResult]):
     @property
     def cancelled(self) -> tuple[BranchResult, ...]:
         """The branches that the join or the split's timeout cut, begun or not."""
+        self._require_whole()
         return tuple(b for b in self.branches if b.status in _CUT)
 
     @property
     def values(self) -> list[Any]:
         """The accepted values in branch order."""
-        return [b.value for b in self.branches if b.status is BranchStatus.SUCCEEDED]
+        return [b.value for b in self.successes]
 
     @property
     def summary(self) -> str:
         """One line of counts."""
-        return (
-            f"Split results: {len(self.successes)} succeeded, {len(self.errors)} failed, "
-            f"{len(self.cancelled)} cancelled"
-        )
+        succeeded, failed, cancelled = self.counts.values()
+        return f"Split results: {succeeded} succeeded, {failed} failed, {cancelled} cancelled"
+
+    def _require_whole(self) -> None:
+        if not self.is_whole:
+            raise WorkflowError(
+                f"only {len(self.branches)} of {sum(self.counts.values())} branches have a record; use counts and "
+                "errors, and into= or reduce= for the values"
+            )
 
     @overload
     def __getitem__(self, index: int) -> BranchResult: ...
@@ -263,7 +288,7 @@ class SplitResult(Sequence[BranchResult]):
         return len(self.branches)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, SplitResult) and self.branches == other.branches
+        return isinstance(other, SplitResult) and (self.branches, self._statuses) == (other.branches, other._statuses)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -273,9 +298,7 @@ class SplitResult(Sequence[BranchResult]):
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
         return {
-            "succeeded": len(self.successes),
-            "failed": len(self.errors),
-            "cancelled": len(self.cancelled),
+            **self.counts,
             "branches": [branch.to_dict() for branch in self.branches],
         }
 

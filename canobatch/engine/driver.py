@@ -208,12 +208,14 @@ class Driver:
             where = Where(state, None, report.attempts + 1, tuple(self.path))
             admitted = let_through(self, config, where)
             report.attempts += 1
-            view = StoreView(self.store.snapshot().entries)
+            view = StoreView(self.store.snapshot().entries, self.store.segments.place)
             context = self.context(state, view, report.attempts)
             try:
                 value = call(context)
             except BaseException as own:  # noqa: BLE001 - SystemExit too is a failed attempt
-                admitted.end(False)
+                admitted.end(None if self.token.is_cancelled else False)
+                # A task that gave up because the run was cancelled has not failed.
+                self.check()
                 error = wrap(own, where)
             else:
                 admitted.end(True)
@@ -308,7 +310,9 @@ class Driver:
         """Return this run's side of the pool, made when first needed."""
         if self._station is None:
             backend = self._backend()
-            self._station = Station(backend, self._shelf(backend), self.run_id, self.params, self._mail.put)
+            self._station = Station(
+                backend, self._shelf(backend), self.run_id, self.params, self._mail.put, self.store.segments
+            )
         return self._station
 
     def header(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from canobatch import _clock
 from canobatch.definition import label
-from canobatch.effects import describe_error, dumps, entry_of, loads
+from canobatch.effects import describe_error, entry_of, loads, pack
 from canobatch.engine.admission import Turnstile, refused
 from canobatch.engine.attempt import (
     Where,
@@ -23,6 +23,7 @@ from canobatch.engine.attempt import (
 )
 from canobatch.engine.branches import Branches
 from canobatch.engine.fold import Fold, FoldError
+from canobatch.engine.records import Records
 from canobatch.errors import ConfigurationError, JoinError, PayloadError, TaskError, WorkflowError
 from canobatch.join import BranchResult, BranchStatus, JoinTally, SplitResult, Verdict
 from canobatch.limits import Semaphore
@@ -62,7 +63,7 @@ class SplitExecution:
         self._run_deadline = run_deadline
         self.attempts = 0
         self.result: SplitResult | None = None
-        self._results: dict[int, BranchResult] = {}
+        self._records = Records(keeps_values=self._join.into is not None and self._join.reduce is None)
         self._writes: dict[int, tuple[Operation, ...]] = {}
         #: Branches that were begun by us and have not ended for good: index -> attempts made.
         self._open: dict[int, int] = {}
@@ -119,7 +120,8 @@ class SplitExecution:
             if self._gate is not None:
                 self._gate.close()
             # Also when a cancel or the run's timeout ends it: what was done is worth knowing.
-            self.result = self._collect()
+            total = self._submitted if self._total is None else self._total
+            self.result = self._records.collect(total, self._open)
         return self._settle()
 
     def _begin(self) -> None:
@@ -259,7 +261,7 @@ class SplitExecution:
     def _packed(self, index: int, item: Any) -> Any:
         """Return the item's bytes; False when it cannot be packed, which has failed its branch."""
         try:
-            data = dumps(item)
+            data = pack(item, self._driver.store.segments.place)
         except PayloadError as error:
             where = Where(self._state, index, 1, self._path)
             text = f"{where}: its item cannot be sent to a worker: {error}"
@@ -308,17 +310,20 @@ class SplitExecution:
             value = None
         if event.operations:
             self._writes[index] = event.operations
-        self._results[index] = BranchResult(
-            index,
-            BranchStatus.SUCCEEDED,
-            value,
-            None,
-            event.call.attempt,
-            _clock.as_utc(event.started),
-            event.duration,
-            event.cpu_time,
-            event.max_rss,
-        )
+        if self._records.wants(index, value):
+            self._records.add(
+                BranchResult(
+                    index,
+                    BranchStatus.SUCCEEDED,
+                    value,
+                    None,
+                    event.call.attempt,
+                    _clock.as_utc(event.started),
+                    event.duration,
+                    event.cpu_time,
+                    event.max_rss,
+                )
+            )
         self._driver.emit("branch_finished", state=self._state, branch=index, detail=BranchStatus.SUCCEEDED)
 
     def _take_error(self, event: Finished | Lost, error: TaskError) -> None:
@@ -344,7 +349,7 @@ class SplitExecution:
             result.duration = event.duration
             if isinstance(event, Finished):
                 result.cpu_time, result.max_rss = event.cpu_time, event.max_rss
-        self._results[index] = result
+        self._records.add(result)
         self._open.pop(index, None)
         if self._fold is not None:
             self._fold.skip(index)
@@ -359,24 +364,14 @@ class SplitExecution:
         self._leave_gate(call, None)
         self._open.pop(index, None)
         began = None if ran is None else _clock.as_utc(_clock.epoch() - ran)
-        self._results[index] = BranchResult(
-            index, BranchStatus.CANCELLED, attempts=call.attempt, started_at=began, duration=ran
+        self._records.add(
+            BranchResult(index, BranchStatus.CANCELLED, attempts=call.attempt, started_at=began, duration=ran)
         )
 
-    def _collect(self) -> SplitResult:
-        count = self._submitted if self._total is None else self._total
-        branches = []
-        for index in range(count):
-            branch = self._results.get(index)
-            if branch is None:
-                attempts = self._open.get(index, 1) - 1
-                status = BranchStatus.CANCELLED if attempts else BranchStatus.NOT_STARTED
-                branch = BranchResult(index, status, attempts=attempts)
-            branches.append(branch)
-        return SplitResult(branches)
-
     def _settle(self) -> SplitOutcome:
-        result = self.result = self.result or self._collect()
+        result = self.result
+        if result is None:
+            result = self.result = self._records.collect(0, {})
         if self._tally.verdict is Verdict.SATISFIED:
             return SplitOutcome(self._accepted_writes(result), None, self._is_timeout)
         return SplitOutcome([], self._join_error(result), self._is_timeout)
@@ -388,17 +383,17 @@ class SplitExecution:
         own: list[Operation] = []
         if self._join.into is not None:
             try:
-                value = result.values if self._fold is None else self._fold.finish()
+                value = self._records.values() if self._fold is None else self._fold.finish()
             except FoldError as error:
                 raise self._reduce_error(error) from error.__cause__
             with self._naming(f"the value for key {self._join.into!r}"):
-                own.append(("put", self._join.into, tuple(entry_of(value))))
+                own.append(("put", self._join.into, tuple(entry_of(value, self._driver.store.segments.place))))
         if self._join.store_partial_results:
             facts = {
                 "split_results_summary": result.summary,
-                "split_successes_count": len(result.successes),
-                "split_errors_count": len(result.errors),
-                "split_cancelled_count": len(result.cancelled),
+                "split_successes_count": result.counts["succeeded"],
+                "split_errors_count": result.counts["failed"],
+                "split_cancelled_count": result.counts["cancelled"],
             }
             own += [("put", key, tuple(entry_of(value))) for key, value in facts.items()]
         return [*writes, ("the join", own)] if own else writes
@@ -419,20 +414,23 @@ class SplitExecution:
 
     def _join_error(self, result: SplitResult) -> JoinError:
         strategy = self._join.strategy
-        needed = strategy.needed(len(result))
+        counts = result.counts
+        total = sum(counts.values())
+        needed = strategy.needed(total)
         why = f"; it timed out after {self._join.timeout:g} s" if self._is_timeout else ""
-        listed = "".join(f"\n  {branch.error}" for branch in result.errors[:3])
-        if len(result.errors) > 3:
-            listed += f"\n  ... and {len(result.errors) - 3} more"
+        errors = result.errors
+        listed = "".join(f"\n  {branch.error}" for branch in errors[:3])
+        if counts["failed"] > 3:
+            listed += f"\n  ... and {counts['failed'] - 3} more"
         error = JoinError(
-            f"state {label(self._state)}: {strategy} needs {needed} of {len(result)} branches to succeed, "
-            f"{len(result.successes)} did ({len(result.errors)} failed, {len(result.cancelled)} cancelled)"
+            f"state {label(self._state)}: {strategy} needs {needed} of {total} branches to succeed, "
+            f"{counts['succeeded']} did ({counts['failed']} failed, {counts['cancelled']} cancelled)"
             f"{why}{listed}",
             state=self._state,
             result=result,
         )
         if self._is_timeout:
             error.__cause__ = TimeoutError(f"the split's timeout of {self._join.timeout:g} s passed")
-        elif result.errors:
-            error.__cause__ = result.errors[0].error
+        elif errors:
+            error.__cause__ = errors[0].error
         return error

@@ -13,15 +13,22 @@ if TYPE_CHECKING:
     from canobatch.pool._handle import WorkerHandle
     from canobatch.pool.backend import Call, Event, Header
     from canobatch.pool.pool import WorkerPool
+    from canobatch.segments import Segments
 
 
 class Lane:
     """Made by `WorkerPool.open_lane`; its fields are guarded by the pool's lock."""
 
     def __init__(
-        self, pool: WorkerPool, share: Share, deliver: Callable[[list[Event]], None], what: tuple[str, Any]
+        self,
+        pool: WorkerPool,
+        share: Share,
+        deliver: Callable[[list[Event]], None],
+        what: tuple[str, Any],
+        segments: Segments,
     ) -> None:
         self._pool = pool
+        self.segments = segments
         self.share = share
         self.deliver = deliver
         self.what = what

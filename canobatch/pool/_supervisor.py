@@ -196,6 +196,10 @@ class Supervisor:
                 call = next((call for at, call in handle.window if at == number), None)
                 if call is not None and handle.lane is not None:
                     events.append(Progressed(handle.lane, call, done, total, message))
+            elif kind == wire.WANTED:
+                segments = None if handle.lane is None or handle.lane.is_stopped else handle.lane.segments
+                if not handle.grant(segments, *content):
+                    self.watch(handle)
             elif kind == wire.READY:
                 handle.pid = content
                 self._pool.become_ready(handle)
@@ -301,7 +305,7 @@ class Supervisor:
                 self._check_memory()
             self._pool.drop_forgotten()
             if self._is_worth_rebalancing:
-                self._is_worth_rebalancing = self._pool.rebalance()
+                self._is_worth_rebalancing = self._pool.dispatcher.rebalance()
             deliver(events)
 
     def _check_timeout(self, handle: WorkerHandle, call: Call, now: float) -> None:

@@ -154,7 +154,12 @@ class Broker:
         if not data:
             self._part(link)
             return
-        number, operation, args = marshal.loads(data)  # noqa: S302 - from a process of the same user
+        try:
+            number, operation, args = marshal.loads(data)  # noqa: S302 - from a process of the same user
+        except (EOFError, TypeError, ValueError):
+            # Not one of ours.
+            self._part(link)
+            return
         thing = known.get(number)
         if thing is None:
             self._answer(link, ResourceError("what was asked for does not exist any more in its own process"))

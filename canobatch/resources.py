@@ -235,11 +235,14 @@ class Resources(Mapping[Any, Any]):
         return self is other
 
     def health(self) -> dict[Any, Health]:
-        """Ask each that has been set up how well it is, in order; one that raises or hangs is unhealthy."""
+        """Ask each how well it is, in order; one that raises or hangs is unhealthy.
+
+        What lives in workers cannot be asked from here, and counts as healthy.
+        """
         found = {}
         for key, thing in self._things.items():
-            thing = self._live.get(key, thing)
-            found[key] = Health() if isinstance(thing, Brokered) else _health_of(key, thing)
+            is_elsewhere = scope_of(thing) != "run" and key not in self._live
+            found[key] = Health() if is_elsewhere else _health_of(key, self._live.get(key, thing))
         return found
 
     def worst_health(self) -> Health:

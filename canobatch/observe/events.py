@@ -12,8 +12,9 @@ class Event(NamedTuple):
     """Something that happened in a run.
 
     ``kind`` is one of "run_started", "run_finished", "run_failed", "run_cancelled", "state_entered",
-    "split_started", "branch_finished", "retry", "progress". ``detail`` holds what belongs to the kind:
-    the total of a split, the status of a branch, (done, total, message) of a progress, the error.
+    "split_started", "branch_finished", "retry", "circuit_open" (an attempt was not made), "progress". ``detail``
+    holds what belongs to the kind: the total of a split, the status of a branch, (done, total, message) of a
+    progress, the error.
     """
 
     run_id: str

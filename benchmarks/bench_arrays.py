@@ -186,20 +186,22 @@ def ray_side(_options: Options) -> Iterator[Measure]:
     """`ray.put` and `ray.get` in a task."""
     array = numbers()
     ray = library("ray")
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    task = ray.remote(read_object)
     references: list[Any] = []
+    # The server leaves its logs behind.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as directory:
+        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=directory)
+        task = ray.remote(read_object)
 
-    def measure() -> Sample:
-        references.clear()
-        seconds = put(lambda: references.append(ray.put(array)))
-        return sample(seconds, ray.get(task.remote(references)))
+        def measure() -> Sample:
+            references.clear()
+            seconds = put(lambda: references.append(ray.put(array)))
+            return sample(seconds, ray.get(task.remote(references)))
 
-    try:
-        yield measure
-    finally:
-        references.clear()
-        ray.shutdown()
+        try:
+            yield measure
+        finally:
+            references.clear()
+            ray.shutdown()
 
 
 ROW = Row(
@@ -220,7 +222,7 @@ ROW = Row(
     ),
     rounds=15,
     quick_rounds=3,
-    warm_ups=2,
+    warm_ups=1,
     agree=("sum",),
     remark=(
         "Each repeat puts the array anew, so its pages are mapped for the first time when the worker sums it; the "

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from canobatch.definition import label
 from canobatch.effects import describe_error, rebuild_error
 from canobatch.errors import (
+    CircuitOpenError,
     CompensationError,
     ConfigurationError,
     MemoryLimitError,
     PayloadError,
+    RateLimitedError,
+    ResourceLookupError,
     RetryExhaustedError,
     StoreError,
     StoreKeyError,
@@ -25,10 +28,12 @@ from canobatch.join import BranchStatus
 from canobatch.pool import Finished, Lost
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from canobatch.task import TaskConfig
 
 #: Another attempt cannot mend these.
-_HOPELESS = (ConfigurationError, PayloadError, WorkflowError, CompensationError)
+_HOPELESS = (ConfigurationError, PayloadError, ResourceLookupError, WorkflowError, CompensationError)
 #: Nor these, as a rule: an attempt sees the store as the one before did. Who names them in ``retry_on`` knows better.
 _LASTING = (StoreKeyError, StoreTypeError)
 
@@ -111,9 +116,21 @@ def is_mendable(config: TaskConfig, error: TaskError) -> bool:
     if isinstance(error, WorkerLostError):
         return config.retry_lost_worker
     own = own_error(error)
+    if isinstance(own, CircuitOpenError):
+        # By hand, in the task: an attempt against an open breaker is of no use, unless it is asked for by name.
+        return config.waits_for_circuit
     if isinstance(own, _LASTING) and not any(issubclass(kind, StoreError) for kind in config.retry_on):
         return False
     return isinstance(own, config.retry_on) and not isinstance(own, _HOPELESS)
+
+
+def delay_before_next(config: TaskConfig, error: TaskError, random: Callable[[], float]) -> float:
+    """Return the seconds from a failed attempt to the next: not less than its error asks for."""
+    delay = config.retry.delay(error.attempt, random)
+    own = own_error(error)
+    if isinstance(own, RateLimitedError | CircuitOpenError) and own.retry_after is not None:
+        return max(delay, own.retry_after)
+    return delay
 
 
 def own_error(error: TaskError) -> BaseException:

@@ -14,27 +14,29 @@ from typing import TYPE_CHECKING, Any
 
 from canobatch import _clock
 from canobatch.definition import Map, Single, Split, label
-from canobatch.effects import loads
-from canobatch.engine.attempt import Where, error_of, final_error, may_retry, unpacking_error, wrap
-from canobatch.engine.model import run_model
+from canobatch.engine.attempt import (
+    delay_before_next,
+    final_error,
+    may_retry,
+)
 from canobatch.engine.patience import Patience
 from canobatch.engine.report import RunReport, StateReport
 from canobatch.engine.saga import Saga
+from canobatch.engine.single import run_single
 from canobatch.engine.split import SplitExecution
 from canobatch.engine.station import Shelf, Station
 from canobatch.errors import (
     CommitError,
+    CompensationError,
     PayloadError,
     RunCancelledError,
     TaskError,
     WorkflowError,
     WorkflowTimeoutError,
 )
-from canobatch.models import CompensatableTask, Driven, RouterTask, StreamTask
 from canobatch.observe import Event, Observer
 from canobatch.pool import Broken, Call, Finished, Lost, Progressed, Stopped
-from canobatch.task import TaskConfig, TaskContext, bound_call, entry_point
-from canobatch.view import StoreView
+from canobatch.task import TaskConfig, TaskContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -46,8 +48,10 @@ if TYPE_CHECKING:
     from canobatch.pool import Backend, LaneHandle
     from canobatch.pool import Event as PoolEvent
     from canobatch.pool.backend import Header
+    from canobatch.resources import Resources
+    from canobatch.snapshot import Snapshot
     from canobatch.store import Store
-    from canobatch.view import Snapshot
+    from canobatch.view import StoreView
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +71,7 @@ class Driver:
         params: Any,
         token: CancelToken,
         observers: Sequence[Observer] = (),
+        resources: Resources,
         where: str = "parent",
     ) -> None:
         self.definition = definition
@@ -74,6 +79,7 @@ class Driver:
         self.run_id = run_id
         self.token = token
         self.params = params
+        self.resources = resources
         self.path: list[Any] = []
         self.splits: dict[Any, SplitResult] = {}
         self.splits_version = 0
@@ -91,7 +97,8 @@ class Driver:
         self._deadline = None if definition.total_timeout is None else self._started + definition.total_timeout
         self._mail: queue.SimpleQueue[list[PoolEvent] | None] = queue.SimpleQueue()
         self._station: Station | None = None
-        self._calls: dict[Any, Callable[..., Any]] = {}
+        #: The task of each state that has run here, ready to be called.
+        self.calls: dict[Any, Callable[..., Any]] = {}
         self._seq = 0
         self._saga = Saga(self)
         self._patience: Patience | None = None
@@ -102,17 +109,16 @@ class Driver:
 
     def run(self) -> Any:
         """Run to an exit state and return it."""
-        forget = self.token.watch(lambda: self._mail.put(None))
+        forget = self.token.watch(self.wake)
         self.emit("run_started")
         try:
-            state = self._walk()
+            with self.resources.held(), self._saga.rolled_back():
+                state = self._walk()
         except BaseException as error:
-            self._error = self._saga.roll_back(error)
-            is_cancel = isinstance(error, RunCancelledError)
-            self.emit("run_cancelled" if is_cancel else "run_failed", detail=self._error)
-            if self._error is error:
-                raise
-            raise self._error from self._error.__cause__
+            self._error = error
+            own = error.original if isinstance(error, CompensationError) else error
+            self.emit("run_cancelled" if isinstance(own, RunCancelledError) else "run_failed", detail=error)
+            raise
         else:
             self.emit("run_finished", state=state)
             return state
@@ -143,7 +149,7 @@ class Driver:
             self._states.append(report)
             try:
                 if isinstance(handler, Single):
-                    state = self._run_single(state, handler, report)
+                    state = run_single(self, self._saga, state, handler, report)
                 else:
                     state = self._run_split(state, handler, report)
             except BaseException as error:
@@ -169,77 +175,11 @@ class Driver:
 
     # -- single tasks
 
-    def _run_single(self, state: Any, handler: Single, report: StateReport) -> Any:
-        if isinstance(handler.task, Driven | StreamTask | CompensatableTask):
-            return run_model(self, self._saga, state, handler, report)
-        config = self.definition.config_of(handler, handler.task)
-        try:
-            if self.is_for_worker(config):
-                value, operations = self._attempt_in_worker(state, handler, config, report)
-            else:
-                value, operations = self._attempt_in_parent(state, handler, config, report)
-        except TaskError as error:
-            report.error = error
-            if handler.on_error is None:
-                raise
-            return handler.on_error
-        if operations and (handler.is_router or isinstance(handler.task, RouterTask)):
-            raise WorkflowError(
-                f"state {label(state)} is a router and must not write to the store; use register()",
-                state=state,
-                path=self.path,
-            )
-        following = self.checked(state, value)
-        if operations:
-            self.commit(state, [("its task", operations)])
-        return following
-
     def is_for_worker(self, config: TaskConfig) -> bool:
         """Return whether a single task with this configuration runs in a worker."""
         if config.where is not None:
             return config.where == "worker"
         return config.runs_alone or self._deadline is not None or self._where == "worker"
-
-    def _attempt_in_parent(
-        self, state: Any, handler: Single, config: TaskConfig, report: StateReport
-    ) -> tuple[Any, Sequence[Operation]]:
-        call = self._calls.get(state)
-        if call is None:
-            call = self._calls[state] = bound_call(entry_point(handler.task), (1, 0))
-        while True:
-            report.attempts += 1
-            view = StoreView(self.store.snapshot().entries)
-            context = self.context(state, view, report.attempts)
-            try:
-                return call(context), view.operations
-            except BaseException as own:  # noqa: BLE001 - SystemExit too is a failed attempt
-                where = Where(state, None, report.attempts, tuple(self.path))
-                error = wrap(own, where)
-            self.back_off(config, error)
-
-    def _attempt_in_worker(
-        self, state: Any, handler: Single, config: TaskConfig, report: StateReport
-    ) -> tuple[Any, Sequence[Operation]]:
-        station = self.station()
-        header = self.header(state, [handler.task], self._deadline)
-        lane = station.lane(state)
-        while True:
-            report.attempts += 1
-            lane.begin(header, None, 0)
-            call = Call(None, report.attempts, None, config.attempt_timeout, config.memory_limit, config.runs_alone)
-            try:
-                lane.submit([call])
-                event = self.await_outcome(lane, state)
-            except BaseException:
-                self.kill(lane)
-                raise
-            where = Where(state, None, report.attempts, tuple(self.path))
-            if isinstance(event, Finished) and event.succeeded:
-                try:
-                    return None if event.payload is None else loads(event.payload), event.operations
-                except BaseException as error:
-                    raise unpacking_error(error, where) from error
-            self.back_off(config, error_of(event, where))
 
     def await_outcome(self, lane: LaneHandle, state: Any) -> Finished | Lost:
         """Return what became of the one call of ``lane``."""
@@ -255,7 +195,7 @@ class Driver:
         if not may_retry(config, error):
             raise final_error(config, error)
         self.emit("retry", state=error.state, attempt=error.attempt, detail=error)
-        until = _clock.monotonic() + config.retry.delay(error.attempt, random.random)
+        until = _clock.monotonic() + delay_before_next(config, error, random.random)
         while _clock.monotonic() < until:
             self.mail(None, until)
 
@@ -308,7 +248,9 @@ class Driver:
         """Return this run's side of the pool, made when first needed."""
         if self._station is None:
             backend = self._backend()
-            self._station = Station(backend, self._shelf(backend), self.run_id, self.params, self._mail.put)
+            self._station = Station(
+                backend, self._shelf(backend), self.run_id, self.params, self._mail.put, self.store.segments
+            )
         return self._station
 
     def header(
@@ -357,6 +299,7 @@ class Driver:
                 "progress", state=state, attempt=attempt, detail=(done, total, message)
             ),
             is_cancelled=lambda: self.token.is_cancelled,
+            resources=self.resources,
         )
 
     def _split_of(self, state: Any) -> SplitResult:
@@ -371,6 +314,10 @@ class Driver:
             self.store.commit(writes)
         except CommitError as error:
             raise WorkflowError(f"state {label(state)}: {error}", state=state, path=self.path) from error.__cause__
+
+    def wake(self) -> None:
+        """Make `mail` return; from any thread."""
+        self._mail.put(None)
 
     def mail(self, lane: LaneHandle | None, until: float | None) -> list[PoolEvent]:
         """Wait for events of ``lane`` until a time on the monotonic clock; [] when it passed.
@@ -418,10 +365,6 @@ class Driver:
     def deadline(self) -> float | None:
         """When the run's total timeout passes, on the monotonic clock."""
         return self._deadline
-
-    def wake(self) -> None:
-        """Let `mail` return; from any thread."""
-        self._mail.put(None)
 
     @contextmanager
     def aside(self, lane: LaneHandle) -> Iterator[None]:

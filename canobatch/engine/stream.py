@@ -20,7 +20,6 @@ from canobatch.errors import (
     WorkflowTimeoutError,
 )
 from canobatch.models import CloseReason, DeadLetter, perform
-from canobatch.view import StoreView
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from canobatch.engine.items import ItemOutcome
     from canobatch.engine.visit import Visit
     from canobatch.models import StreamTask
+    from canobatch.view import StoreView
 
 
 class StreamExecution:
@@ -101,7 +101,7 @@ class Session:
 
     def _open(self) -> Iterable[Any]:
         driver, visit = self._driver, self._visit
-        self._view = StoreView(driver.store.snapshot().entries)
+        self._view = visit.view()
         ctx = driver.context(visit.state, self._view, visit.attempt)
         items = perform(self._model, "open", ctx, (self.cursor(),))
         if not isinstance(items, Iterable):
@@ -158,7 +158,7 @@ class Session:
             raise error
         visit = self._visit
         self._driver.emit("item_failed", state=visit.state, branch=outcome.index, attempt=error.attempt, detail=error)
-        view = StoreView(visit.snapshot().entries)
+        view = visit.view()
         try:
             view.append(self._model.dead_letters, DeadLetter(outcome.item, describe_error(own_error(error))))
         except (StoreTypeError, PayloadError) as failure:
@@ -168,8 +168,8 @@ class Session:
     def _flush(self, crew: Items) -> Any:
         """Hand the window on and commit it; return the state to stop at, or None."""
         self._is_flushing = True
-        with self._driver.patient(self._driver.definition.grace):
-            stop = self._visit.call("flush_window", self._outputs)
+        with self._visit.admitted(), self._driver.patient(self._driver.definition.grace):
+            stop = self._visit.call_at_once("flush_window", self._outputs)
         self._is_flushing = False
         if stop is not None:
             self._driver.checked(self._visit.state, stop)
@@ -218,13 +218,13 @@ class Session:
         with self._driver.patient(None):
             try:
                 if self._outputs:
-                    visit.call("flush_window", self._outputs, timeout=_left(until))
+                    visit.call_at_once("flush_window", self._outputs, timeout=_left(until))
                     self._commit()
             except TaskError as error:
                 visit.unstage()
                 failure = error
             try:
-                visit.call("on_close", reason, timeout=_left(until))
+                visit.call_at_once("on_close", reason, timeout=_left(until))
                 visit.commit()
             except TaskError as error:
                 failure = failure or error

@@ -7,24 +7,27 @@ committed with it.
 from __future__ import annotations
 
 import itertools
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from canobatch import _clock
 from canobatch.definition import label
-from canobatch.effects import describe_error, dumps, loads
+from canobatch.effects import Placed, describe_error, loads, pack
+from canobatch.engine.admission import let_through
 from canobatch.engine.attempt import Where, error_of, is_mendable, own_error, unpacking_error, wrap
 from canobatch.engine.items import ItemsHere, ItemsInWorkers
 from canobatch.errors import PayloadError, TaskError, TaskTimeoutError, WorkflowError
 from canobatch.models import CompensatableTask, ItemResult
 from canobatch.phases import Phases
 from canobatch.pool import Call, Finished
-from canobatch.view import Draft, Snapshot, StoreView
+from canobatch.snapshot import Layer, Snapshot
+from canobatch.view import Draft, StoreView
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from canobatch.definition import Single
-    from canobatch.effects import Operation
+    from canobatch.effects import Data, Operation
     from canobatch.engine.driver import Driver
     from canobatch.engine.items import Items
     from canobatch.engine.report import StateReport
@@ -113,8 +116,18 @@ class Visit:
 
     # -- calls
 
-    def call(self, phase: str, *args: Any, timeout: float | None = None) -> Any:
-        """Call a phase once and stage what it writes.
+    def call(self, phase: str, *args: Any) -> Any:
+        """Call a phase once, when the gate lets it through, and stage what it writes; see `Stage`.
+
+        Raises:
+            TaskError: It failed.
+        """
+        self.driver.check()
+        with self.admitted():
+            return self.call_at_once(phase, *args)
+
+    def call_at_once(self, phase: str, *args: Any, timeout: float | None = None) -> Any:
+        """Call a phase whatever breakers and limiters say.
 
         Args:
             phase: Its name.
@@ -133,16 +146,36 @@ class Visit:
         self.stage(phase, operations)
         return value
 
+    @contextmanager
+    def admitted(self, branch: int | None = None, attempt: int | None = None) -> Iterator[None]:
+        """Wait at the gate; tell it how the attempt within has ended.
+
+        Raises:
+            CircuitOpenError: The breaker is open, and not to be waited for.
+        """
+        admitted = let_through(self.driver, self.config, self.where(branch, attempt))
+        try:
+            yield
+        except TaskError:
+            admitted.end(False)
+            raise
+        except BaseException:
+            admitted.end(None)
+            raise
+        admitted.end(True)
+
     def call_here(
         self, phase: str, args: tuple[Any, ...], *, branch: int | None = None, attempt: int | None = None
     ) -> tuple[Any, Sequence[Operation]]:
         """Call a phase in the parent; return its value and what it wrote."""
-        view = StoreView(self.snapshot().entries)
+        view = self.view()
         ctx = self.driver.context(self.state, view, attempt or self.attempt)
         ctx.branch = branch
         try:
             return self._phases(ctx, (phase, args)), view.operations
         except BaseException as own:  # noqa: BLE001 - SystemExit too is a failed attempt
+            # What gave up because the run was cancelled has not failed.
+            self.driver.check()
             error = wrap(own, self.where(branch, attempt))
         raise error from error.__cause__
 
@@ -190,19 +223,19 @@ class Visit:
         """Return what an error of a call is about."""
         return Where(self.state, branch, attempt or self.attempt, tuple(self.driver.path))
 
-    def packed(self, what: str, value: Any) -> bytes:
-        """Return ``value`` as bytes.
+    def packed(self, what: str, value: Any) -> Data:
+        """Return ``value`` packed.
 
         Raises:
             PayloadError: It cannot be pickled; the text says ``what`` it is.
         """
         try:
-            return dumps(value)
+            return pack(value, self.driver.store.segments.place)
         except PayloadError as error:
             where = self.where()
             raise PayloadError(f"{where}: {what} cannot be packed: {error}", **where.facts) from error.__cause__
 
-    def header(self, item: bytes = b"") -> Header:
+    def header(self, item: Data = b"") -> Header:
         """Share what calls of this visit need, and the classes of ``__main__`` that ``item`` refers to."""
         driver = self.driver
         header = driver.header(self.state, [self._phases], driver.deadline, snapshot=self.snapshot(), is_map=True)
@@ -265,7 +298,7 @@ class Visit:
             return base
         name = (base.name, len(self._staged))
         if self._seen is None or self._seen[0] != name:
-            draft = Draft(base.entries)
+            draft = Draft(base.entries, self.driver.store.segments.place)
             try:
                 for _, operations in self._staged:
                     for operation in operations:
@@ -273,14 +306,15 @@ class Visit:
                 is_cleared, changes = draft.changes()
             except Exception as error:
                 raise self.refusal(f"what it wrote cannot be applied: {describe_error(error)}") from error
-            entries = {} if is_cleared else dict(base.entries)
-            for key, entry in changes.items():
-                if entry is None:
-                    entries.pop(key, None)
-                else:
-                    entries[key] = entry
-            self._seen = (name, Snapshot((0, next(_versions)), entries))
+            below = (Layer({}),) if is_cleared else base.layers
+            pins = [entry.data for entry in changes.values() if entry is not None and isinstance(entry.data, Placed)]
+            version = (0, next(_versions))
+            self._seen = (name, Snapshot(version, (*below, Layer(changes)), (*base.pins, *pins)))
         return self._seen[1]
+
+    def view(self) -> StoreView:
+        """Return what a call here sees, and writes to."""
+        return StoreView(self.snapshot().entries, self.driver.store.segments.place)
 
     def keep(self, cursor: Any) -> Callable[[], Any]:
         """Commit what was staged together with ``cursor``; see `Stage`."""

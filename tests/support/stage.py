@@ -7,6 +7,7 @@ import logging
 from canobatch import MemoryStore, TaskContext
 from canobatch.errors import ConfigurationError, WorkflowError
 from canobatch.models import ItemResult, perform
+from canobatch.resources import Resources
 
 
 def context(store=None, **facts) -> TaskContext:
@@ -19,6 +20,7 @@ def context(store=None, **facts) -> TaskContext:
         split_of=lambda state: None,
         report=lambda *_: None,
         is_cancelled=lambda: False,
+        resources=Resources(),
         **given,
     )
 

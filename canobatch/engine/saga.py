@@ -51,13 +51,16 @@ class Saga:
                 deed = visit.call_at_once("run")
         except BaseException:
             if visit.is_in_doubt:
-                self._stack.append(Done(visit, where, None))
+                self._push(Done(visit, where, None))
             raise
         if not isinstance(deed, Deed):
-            self._stack.append(Done(visit, where, None))
+            self._push(Done(visit, where, None))
             raise visit.refusal(f"{type(visit.model).__name__}.run must return (state, output); it is in doubt now")
-        self._stack.append(Done(visit, where, deed.output))
+        self._push(Done(visit, where, deed.output))
         return deed.state
+
+    def _push(self, done: Done) -> None:
+        self._stack.append(done)
 
     @contextmanager
     def rolled_back(self) -> Iterator[None]:

@@ -22,8 +22,6 @@ from canobatch.errors import (
 from canobatch.models import CloseReason, DeadLetter, perform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from canobatch.engine.items import ItemOutcome
     from canobatch.engine.visit import Visit
     from canobatch.models import StreamTask
@@ -39,10 +37,9 @@ class StreamExecution:
     def run(self) -> Any:
         """Run it to its end and return the next state."""
         visit = self._visit
-        cursor: Callable[[], Any] = lambda: None  # noqa: E731 - until there is one
         while True:
             visit.begin_attempt()
-            session = Session(visit, cursor)
+            session = Session(visit)
             try:
                 return session.run()
             except TaskError as error:
@@ -51,7 +48,6 @@ class StreamExecution:
                     raise
                 # Whatever it is about, it has failed this attempt.
                 error.attempt = visit.attempt
-                cursor = session.cursor
                 visit.driver.back_off(visit.config, error)
 
 
@@ -59,12 +55,10 @@ class Session:
     """One attempt at a stream, from ``open`` to ``on_close``.
 
     Attributes:
-        cursor: Gives the one committed last; None: the start.
         is_drained: Whether the run is over, and the stream was brought to an end for that.
     """
 
-    def __init__(self, visit: Visit, cursor: Callable[[], Any]) -> None:
-        self.cursor = cursor
+    def __init__(self, visit: Visit) -> None:
         self.is_drained = False
         self._visit = visit
         self._driver = visit.driver
@@ -103,7 +97,7 @@ class Session:
         driver, visit = self._driver, self._visit
         self._view = visit.view()
         ctx = driver.context(visit.state, self._view, visit.attempt)
-        items = perform(self._model, "open", ctx, (self.cursor(),))
+        items = perform(self._model, "open", ctx, (visit.cursor(),))
         if not isinstance(items, Iterable):
             raise visit.refusal(f"open returned {items!r}, which cannot be iterated over; return the items")
         return items
@@ -179,7 +173,7 @@ class Session:
 
     def _commit(self) -> None:
         visit = self._visit
-        self.cursor = visit.keep(self._last)
+        visit.keep(self._last)
         self._outputs = []
         self._boundary = None
         # What fails from here on is a first failure.

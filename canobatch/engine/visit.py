@@ -62,6 +62,9 @@ class Visit:
         self._phases = Phases(self.model, is_here=self.is_here)
         self._staged: list[tuple[str, Sequence[Operation]]] = []
         self._seen: tuple[Any, Snapshot] | None = None
+        self._cursor: Data | None = None
+        #: What an earlier attempt came to know, and the next need not find out again.
+        self._made: list[Any] = []
         self._deadline: float | None = None
 
     # -- attempts
@@ -316,12 +319,23 @@ class Visit:
         """Return what a call here sees, and writes to."""
         return StoreView(self.snapshot().entries, self.driver.store.segments.place)
 
-    def keep(self, cursor: Any) -> Callable[[], Any]:
+    def keep(self, cursor: Any) -> None:
         """Commit what was staged together with ``cursor``; see `Stage`."""
         data = self.packed("its cursor", cursor)
         self.commit()
+        self._cursor = data
         self.driver.emit("checkpoint", state=self.state, attempt=self.attempt, detail=cursor)
-        return lambda: loads(data)
+
+    def cursor(self) -> Any:
+        """Return a copy of the cursor that was kept last: nobody can spoil it for the next attempt."""
+        return None if self._cursor is None else loads(self._cursor)
+
+    def once(self, make: Callable[[], _T]) -> _T:
+        """Return what was made first; see `Stage`."""
+        if not self._made:
+            self._made.append(make())
+        made: _T = self._made[0]
+        return made
 
     def commit(self) -> None:
         """Commit what was staged."""

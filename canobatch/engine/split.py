@@ -11,12 +11,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from canobatch import _clock
 from canobatch.definition import label
 from canobatch.effects import describe_error, entry_of, loads, pack
-from canobatch.engine.attempt import Where, error_of, final_error, may_retry, status_of, unpacking_error
+from canobatch.engine.admission import Turnstile, refused
+from canobatch.engine.attempt import (
+    Where,
+    delay_before_next,
+    error_of,
+    final_error,
+    may_retry,
+    status_of,
+    unpacking_error,
+)
 from canobatch.engine.branches import Branches
 from canobatch.engine.fold import Fold, FoldError
 from canobatch.engine.records import Records
+from canobatch.engine.scribe import branch_of, check_item
 from canobatch.errors import ConfigurationError, JoinError, PayloadError, TaskError, WorkflowError
 from canobatch.join import BranchResult, BranchStatus, JoinTally, SplitResult, Verdict
+from canobatch.limits import Semaphore
 from canobatch.pool import Call, Finished, Lost, Progressed
 
 if TYPE_CHECKING:
@@ -62,10 +73,19 @@ class SplitExecution:
         self._total: int | None = None
         self._fold: Fold | None = None
         self._map_config: TaskConfig | None = None
+        #: Once there is something to ask before a call is sent, all go through it.
+        self._gate: Turnstile | None = None
         self._submitted = 0
         self._is_exhausted = False
         self._is_timeout = False
         self._path = tuple(driver.path)
+        #: What observers are told once the journal has it: kind, branch, attempt, detail.
+        self._news: list[tuple[str, int, int | None, Any]] = []
+        #: Branches that were running when the split was settled.
+        self.cut: list[BranchResult] = []
+        #: Of an earlier life: the digests of the items of accepted branches; the attempts made of others.
+        self._recorded: dict[int, bytes | None] = {}
+        self._made: dict[int, int] = {}
 
     # -- the whole
 
@@ -84,7 +104,11 @@ class SplitExecution:
             with self._naming("the initial value of reduce"):
                 self._fold = Fold(*join.reduce, ordered=join.ordered)
         driver.emit("split_started", state=self._state, detail=self._total)
-        if self._total == 0:
+        try:
+            self._replay()
+        except FoldError as error:
+            raise self._reduce_error(error) from error.__cause__
+        if self._total == 0 or self._tally.verdict is not Verdict.PENDING:
             return self._settle()
         self._header = driver.header(
             self._state,
@@ -96,6 +120,8 @@ class SplitExecution:
         self._station = driver.station()
         self._lane = self._station.lane(self._state)
         self._begin()
+        if isinstance(join.bulkhead, Semaphore):
+            self._gate = Turnstile(join.bulkhead, driver.wake)
         try:
             self._until_settled()
         except FoldError as error:
@@ -103,22 +129,25 @@ class SplitExecution:
         finally:
             for call, ran in driver.kill(self._lane):
                 self._cut(call, ran)
+            if self._gate is not None:
+                self._gate.close()
             # Also when a cancel or the run's timeout ends it: what was done is worth knowing.
-            total = self._submitted if self._total is None else self._total
-            self.result = self._records.collect(total, self._open)
+            self.result = self._collect()
         return self._settle()
 
     def _begin(self) -> None:
         needed = self._join.strategy.needed(self._total)
         total = self._total if self._total is not None else 1 << 30
         may_kill = max(0, total - (needed or 1)) if self._join.strategy.stops_early else 0
-        self._lane.begin(self._header, self._join.bulkhead, may_kill)
+        limit = self._join.bulkhead if isinstance(self._join.bulkhead, int) else None
+        self._lane.begin(self._header, limit, may_kill)
 
     def _until_settled(self) -> None:
         driver, tally = self._driver, self._tally
         while True:
             has_more = self._feed()
             if tally.verdict is not Verdict.PENDING:
+                self._tell()
                 return
             until = _clock.monotonic() if has_more else self._next_deadline()
             self._read(driver.mail(self._lane, until))
@@ -141,10 +170,21 @@ class SplitExecution:
                 self._take_loss(event)
             elif isinstance(event, Progressed):
                 self._driver.progress(self._state, event)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell observers what happened to branches: what they hear of is never done again."""
+        if not self._news:
+            return
+        self._driver.scribe.wait()
+        for kind, branch, attempt, detail in self._news:
+            self._driver.emit(kind, state=self._state, branch=branch, attempt=attempt, detail=detail)
+        self._news.clear()
 
     def _next_deadline(self) -> float | None:
         due = self._back_off[0][0] if self._back_off else None
-        return min((at for at in (due, self._deadline) if at is not None), default=None)
+        gate = None if self._gate is None else self._gate.due
+        return min((at for at in (due, gate, self._deadline) if at is not None), default=None)
 
     # -- branches on their way
 
@@ -167,10 +207,12 @@ class SplitExecution:
         """
         now = _clock.monotonic()
         while self._back_off and self._back_off[0][0] <= now:
-            self._lane.submit([heapq.heappop(self._back_off)[2]])
+            self._send([heapq.heappop(self._back_off)[2]])
+        if self._gate is not None:
+            self._admit()
         if self._is_exhausted:
             return False
-        room = self._lane.room()
+        room = self._lane.room() - (0 if self._gate is None else len(self._gate))
         if self._fold is not None and room:
             room = min(room, self._fold.next + _FOLD_AHEAD * max(room, 64) - self._submitted)
         batch: list[Call] = []
@@ -183,13 +225,40 @@ class SplitExecution:
             is_late = _clock.monotonic() - now > _FEED_PATIENCE
             # An idle worker gets an item as soon as there is one: the next may depend on what it does.
             if is_late or self._lane.is_hungry:
-                self._lane.submit(batch)
+                self._send(batch)
                 batch = []
             if is_late:
                 return not self._is_exhausted
         if batch:
-            self._lane.submit(batch)
+            self._send(batch)
         return False
+
+    def _send(self, calls: list[Call]) -> None:
+        if self._gate is None:
+            self._lane.submit(calls)
+            return
+        for call in calls:
+            assert call.branch is not None
+            self._gate.add(call, self._config(call.branch))
+        self._admit()
+
+    def _admit(self) -> None:
+        """Submit what the gate lets through, and fail what it refuses."""
+        assert self._gate is not None
+        for call, refusal in self._gate.admit(self._lane.slots):
+            if refusal is None:
+                self._lane.submit([call])
+                continue
+            index = call.branch
+            assert index is not None
+            self._driver.emit("circuit_open", state=self._state, branch=index, attempt=call.attempt, detail=refusal)
+            self._fail(index, refused(refusal, Where(self._state, index, call.attempt, self._path)), None)
+            if self._tally.verdict is not Verdict.PENDING:
+                return
+
+    def _leave_gate(self, call: Call, outcome: bool | None) -> None:
+        if self._gate is not None:
+            self._gate.leave(call, outcome)
 
     def _next_call(self) -> Call | None:
         """Return the next branch's first call; None when there are no more."""
@@ -204,10 +273,12 @@ class SplitExecution:
             data = self._packed(index, item) if self._branches.is_map else None
             self._submitted += 1
             config = self._config(index)
-            if data is False:
+            if data is False or self._is_recorded(index, data):
                 continue
-            self._open[index] = 1
-            return Call(index, 1, data, config.attempt_timeout, config.memory_limit, config.runs_alone)
+            if config.has_gate and self._gate is None:
+                self._gate = Turnstile(None, self._driver.wake)
+            attempt = self._open[index] = self._made.get(index, 0) + 1
+            return Call(index, attempt, data, config.attempt_timeout, config.memory_limit, config.runs_alone)
 
     def _packed(self, index: int, item: Any) -> Any:
         """Return the item's bytes; False when it cannot be packed, which has failed its branch."""
@@ -226,12 +297,39 @@ class SplitExecution:
             self._begin()
         return data
 
+    # -- an earlier life
+
+    def _replay(self) -> None:
+        """Accept what was accepted before, all of it before anything is run."""
+        accepted, self._made = self._driver.scribe.recorded(self._driver.store.segments)
+        for attempt in accepted:
+            index = attempt.branch
+            assert index is not None
+            value = self._driver.scribe.value_of(attempt)
+            self._recorded[index] = attempt.item
+            self._tally.offer(True)
+            if self._fold is not None:
+                self._fold.add(index, value)
+                value = None
+            if attempt.operations:
+                self._writes[index] = attempt.operations
+            self._records.add(branch_of(attempt, value))
+
+    def _is_recorded(self, index: int, data: bytes | None) -> bool:
+        """Return whether a branch was accepted before; its item must be the one it had then."""
+        if index not in self._recorded:
+            return False
+        where = f"state {label(self._state)}, branch {index}"
+        check_item(self._recorded[index], data, where, self._driver.run_id)
+        return True
+
     # -- outcomes
 
     def _take(self, event: Finished) -> None:
         index = event.call.branch
         assert index is not None
         self.attempts += 1
+        self._leave_gate(event.call, event.succeeded)
         if not event.succeeded:
             self._take_error(event, error_of(event, self._where(event)))
             return
@@ -246,12 +344,14 @@ class SplitExecution:
 
     def _take_loss(self, event: Lost) -> None:
         self.attempts += 1
+        self._leave_gate(event.call, False)
         self._take_error(event, error_of(event, self._where(event)))
 
     def _where(self, event: Finished | Lost) -> Where:
         return Where(self._state, event.call.branch, event.call.attempt, self._path)
 
     def _accept(self, index: int, value: Any, event: Finished) -> None:
+        self._driver.scribe.accept(event)
         self._tally.offer(True)
         del self._open[index]
         if self._fold is not None:
@@ -273,7 +373,7 @@ class SplitExecution:
                     event.max_rss,
                 )
             )
-        self._driver.emit("branch_finished", state=self._state, branch=index, detail=BranchStatus.SUCCEEDED)
+        self._news.append(("branch_finished", index, None, BranchStatus.SUCCEEDED))
 
     def _take_error(self, event: Finished | Lost, error: TaskError) -> None:
         index = event.call.branch
@@ -282,15 +382,17 @@ class SplitExecution:
         if not may_retry(config, error):
             self._fail(index, final_error(config, error), event)
             return
-        self._driver.emit("retry", state=self._state, branch=index, attempt=error.attempt, detail=error)
+        self._driver.scribe.fail(error, event, is_final=False)
+        self._news.append(("retry", index, error.attempt, error))
         call = event.call
         self._open[index] = call.attempt + 1
         # A retried branch is likely to fail again: nothing should wait behind it.
         again = Call(index, call.attempt + 1, call.item, call.timeout, call.memory_limit, True)
-        due = _clock.monotonic() + config.retry.delay(call.attempt, random.random)
+        due = _clock.monotonic() + delay_before_next(config, error, random.random)
         heapq.heappush(self._back_off, (due, next(self._order), again))
 
     def _fail(self, index: int, error: TaskError, event: Finished | Lost | None) -> None:
+        self._driver.scribe.fail(error, event, is_final=True)
         status = status_of(error)
         result = BranchResult(index, status, None, error, error.attempt)
         if event is not None:
@@ -303,23 +405,30 @@ class SplitExecution:
         if self._fold is not None:
             self._fold.skip(index)
         self._tally.offer(False)
-        self._driver.emit("branch_finished", state=self._state, branch=index, detail=status)
+        self._news.append(("branch_finished", index, None, status))
 
     # -- the end
 
     def _cut(self, call: Call, ran: float | None) -> None:
         index = call.branch
         assert index is not None
+        self._leave_gate(call, None)
         self._open.pop(index, None)
         began = None if ran is None else _clock.as_utc(_clock.epoch() - ran)
-        self._records.add(
-            BranchResult(index, BranchStatus.CANCELLED, attempts=call.attempt, started_at=began, duration=ran)
-        )
+        result = BranchResult(index, BranchStatus.CANCELLED, attempts=call.attempt, started_at=began, duration=ran)
+        self._records.add(result)
+        self.cut.append(result)
+
+    def _collect(self) -> SplitResult:
+        total = self._total
+        if total is None:
+            total = max(self._submitted, max(self._recorded, default=-1) + 1)
+        return self._records.collect(total, self._open)
 
     def _settle(self) -> SplitOutcome:
         result = self.result
         if result is None:
-            result = self.result = self._records.collect(0, {})
+            result = self.result = self._collect()
         if self._tally.verdict is Verdict.SATISFIED:
             return SplitOutcome(self._accepted_writes(result), None, self._is_timeout)
         return SplitOutcome([], self._join_error(result), self._is_timeout)

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from canobatch import _clock, _procs, wire, worker
+from canobatch.broker import release_broker, retain_broker
 from canobatch.effects import record_error
 from canobatch.errors import ConfigurationError, PayloadError, PoolClosedError, WorkerLostError
 from canobatch.packing import pack_definition
@@ -95,6 +96,8 @@ class WorkerPool:
         self._error: Exception | None = None
         self._keeper: KeeperClient | None = None
         self._has_greeted = False
+        #: Whether its workers may ask this process for what lives here.
+        self._has_broker = False
         self._supervisor: Supervisor | None = None
         self._fleet = Fleet(max_workers, spares, self._launch)
         self._lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
@@ -158,6 +161,9 @@ class WorkerPool:
             stopping = [Stopped(lane, lane.begun, True) for lane in self.stopping_lanes()]
             self._drop_everything()
         deliver(stopping)
+        if self._has_broker:
+            self._has_broker = False
+            release_broker()
 
     def __enter__(self) -> Self:
         return self
@@ -274,7 +280,8 @@ class WorkerPool:
         lane = handle.lane
         for number, mode, payload, operations, written, begun, duration, used, peak, retire in outcomes:
             call = handle.finish(number)
-            mode, payload, operations = _adopted(handle, mode, payload, operations, written)
+            if handle.grants:
+                mode, payload, operations = _adopted(handle, mode, payload, operations, written)
             handle.is_leaving = handle.is_leaving or retire == worker.RETIRE
             if lane is None or call is None:
                 continue
@@ -372,6 +379,9 @@ class WorkerPool:
         self._supervisor = Supervisor(self, self._keeper)
         self._fleet.is_open = True
         self._supervisor.start()
+        if not self._has_broker:
+            self._has_broker = True
+            retain_broker()
 
     def _launch(self, handle: WorkerHandle) -> None:
         """Have the keeper start a worker."""
@@ -405,6 +415,7 @@ class WorkerPool:
 
     def forget_in_child(self) -> None:
         """In a forked child: leave the processes alone, and their channels to the parent."""
+        self._has_broker = False
         keeper, self._keeper = self._keeper, None
         supervisor, self._supervisor = self._supervisor, None
         self.lock = threading.RLock()

@@ -23,6 +23,11 @@ journal.end.indexed         the index knows, the lock is still held
 journal.prune.renamed       a run's directory has lost its name, the index still has it
 journal.prune.forgotten     the index has forgotten it, its files exist
 journal.prune.removed       its files are gone
+engine.state.entered        a run is in a state of which it has done nothing
+engine.accept.before        a branch was accepted, its outcome is about to be recorded
+engine.accept.after         it was handed to the journal, and may not be durable
+engine.commit.before        the store's changes are known, not durable and not visible
+engine.commit.after         they are durable, and not visible
 ==========================  =====================================================================
 """
 

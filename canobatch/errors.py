@@ -29,6 +29,7 @@
     │   ├── RunInUseError                    the run has a living owner, or exists already
     │   └── VersionMismatchError             the run was made by another definition
     ├── PoolClosedError (RuntimeError)       a call on a pool that was closed or belongs to another process
+    ├── CompensationError                    a run failed, and so did some of its roll-back
     ├── RunCancelledError                    the run was cancelled
     └── SchedulerError                       a scheduler cannot do what it was asked
         ├── UnknownFlowError (KeyError)
@@ -412,6 +413,22 @@ class VersionMismatchError(JournalError):
 
 class PoolClosedError(CanobatchError, RuntimeError):
     """A call on a pool that was closed, or that belongs to another process."""
+
+
+class CompensationError(CanobatchError):
+    """A run failed, and what it had done could not all be undone. ``__cause__`` is what it failed with.
+
+    Attributes:
+        errors: What failed while rolling back, in that order; one for each task that is still in effect or in doubt.
+        original: What the run failed with.
+    """
+
+    def __init__(
+        self, message: str, *, errors: Sequence[BaseException] = (), original: BaseException | None = None
+    ) -> None:
+        super().__init__(message)
+        self.errors: tuple[BaseException, ...] = tuple(errors)
+        self.original = original
 
 
 class RunCancelledError(CanobatchError):

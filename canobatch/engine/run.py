@@ -52,6 +52,11 @@ class Run:
         """The run's store; complete once the run has ended."""
         return self._driver.store
 
+    @property
+    def error(self) -> BaseException | None:
+        """What it failed with, once it has ended; else None."""
+        return self._error
+
     def wait(self, timeout: float | None = None) -> Any:
         """Wait for the end and return the exit state.
 
@@ -67,9 +72,14 @@ class Run:
             raise self._error
         return self._state
 
-    def cancel(self, reason: str = "cancelled") -> None:
-        """Ask the run to end: what runs in workers is killed; returns at once."""
-        self._driver.token.cancel(reason)
+    def cancel(self, reason: str = "cancelled", *, keep: bool = False) -> None:
+        """Ask the run to end: what runs in workers is killed; returns at once.
+
+        Args:
+            reason: Why; in the error with which it ends.
+            keep: Whether it may be resumed afterwards, if it has a journal.
+        """
+        self._driver.token.cancel(reason, keep=keep)
 
     def watch(self, watcher: Callable[[], None]) -> None:
         """Call ``watcher`` when the run has come to its end, before those who wait are told; now, if it has ended.
@@ -93,7 +103,7 @@ class Run:
         except KeyboardInterrupt:
             if self._ended.is_set():
                 raise
-            self.cancel("interrupted")
+            self.cancel("interrupted", keep=True)
             self._ended.wait()
             raise
 

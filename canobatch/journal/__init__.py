@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from canobatch.journal.base import Journal, RunJournal, Ticket
-from canobatch.journal.memory import MemoryJournal
 from canobatch.journal.records import (
     AttemptRecord,
     Commit,
@@ -16,7 +18,10 @@ from canobatch.journal.records import (
     RunSummary,
     VisitRecord,
 )
-from canobatch.journal.sqlite import SqliteJournal
+
+if TYPE_CHECKING:
+    from canobatch.journal.memory import MemoryJournal
+    from canobatch.journal.sqlite import SqliteJournal
 
 __all__ = [
     "AttemptRecord",
@@ -35,3 +40,12 @@ __all__ = [
     "Ticket",
     "VisitRecord",
 ]
+
+if not TYPE_CHECKING:
+    # A run without a journal loads no database.
+    _HOME_OF = {"MemoryJournal": "canobatch.journal.memory", "SqliteJournal": "canobatch.journal.sqlite"}
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOME_OF:
+            return getattr(importlib.import_module(_HOME_OF[name]), name)
+        raise AttributeError(f"module 'canobatch.journal' has no attribute {name!r}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from canobatch.effects import ErrorRecord
+    from canobatch.effects import ErrorRecord, Flat
     from canobatch.journal.records import AttemptRecord, Commit, NewRun, Owner, RunStatus
 
 COMPONENT = "run"
@@ -190,7 +190,7 @@ class RunDatabase:
         if attempt.operations and attempt.visit > self.left:
             self._put_operations(key, attempt)
 
-    def note(self, visit: int, name: str, data: bytes | None) -> None:
+    def note(self, visit: int, name: str, data: Flat | None) -> None:
         """Write a fact of a visit."""
         key = (visit, text_bytes(name))
         self._forget(self.cursors.pop(key, None))
@@ -207,6 +207,8 @@ class RunDatabase:
         if commit.visit <= self.left:
             text = f"{self.path}: visit {commit.visit} of state {commit.state} was committed already"
             raise JournalError(text, path=str(self.path), reason="duplicate")
+        for attempt in commit.records:
+            self.record(attempt)
         if commit.is_cleared:
             for kept in self.store.values():
                 self._forget(kept)
@@ -271,7 +273,7 @@ class RunDatabase:
             if kept[1] is not None:
                 self._dead.append(kept[1])
 
-    def _blob(self, data: bytes | None) -> tuple[bytes | None, str | None]:
+    def _blob(self, data: Any) -> tuple[Any, str | None]:
         """Return what stands in the row, and the name of the file that holds the rest."""
         if data is None or len(data) < LARGE:
             return data, None
@@ -318,7 +320,7 @@ class RunDatabase:
         if entry is None:
             self._execute("DELETE FROM store WHERE key=?", (name,))
             return
-        data, file = self._blob(bytes(entry.data))
+        data, file = self._blob(entry.data)
         type_name = text_bytes(entry.type_name)
         own = self._count(digest("store", name, entry.category, type_name, data, file))
         self.store[name] = own, file

@@ -25,7 +25,7 @@ from canobatch.journal.records import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from canobatch.effects import ErrorRecord
+    from canobatch.effects import ErrorRecord, Flat
     from canobatch.journal.records import Commit, NewRun
 
 
@@ -50,7 +50,7 @@ class _Kept:
     store: dict[str, Entry]
     visits: dict[int, VisitRecord] = field(default_factory=dict)
     attempts: dict[tuple[int, int, int, int], AttemptRecord] = field(default_factory=dict)
-    cursors: dict[tuple[int, str], bytes] = field(default_factory=dict)
+    cursors: dict[tuple[int, str], Flat] = field(default_factory=dict)
     compensations: dict[int, CompensationRecord] = field(default_factory=dict)
     is_held: bool = True
     left: int = 0
@@ -95,14 +95,16 @@ class MemoryRun:
     def record(self, attempt: AttemptRecord) -> _Written:
         """Keep how one attempt ended; see `RunJournal.record`."""
         with self._lock:
-            kept = self._writing()
-            branch = -1 if attempt.branch is None else attempt.branch
-            key = attempt.visit, branch, self._life, attempt.attempt
-            if key in kept.attempts:
-                raise JournalError(f"run {self.run_id} has this attempt already", reason="duplicate")
-            operations = attempt.operations if attempt.visit > kept.left else ()
-            kept.attempts[key] = attempt._replace(life=self._life, operations=operations)
+            self._record(self._writing(), attempt)
         return _WRITTEN
+
+    def _record(self, kept: _Kept, attempt: AttemptRecord) -> None:
+        branch = -1 if attempt.branch is None else attempt.branch
+        key = attempt.visit, branch, self._life, attempt.attempt
+        if key in kept.attempts:
+            raise JournalError(f"run {self.run_id} has this attempt already", reason="duplicate")
+        operations = attempt.operations if attempt.visit > kept.left else ()
+        kept.attempts[key] = attempt._replace(life=self._life, operations=operations)
 
     def note(self, visit: int, name: str, data: bytes | None) -> _Written:
         """Keep a fact of a visit; see `RunJournal.note`."""
@@ -111,7 +113,7 @@ class MemoryRun:
         return _WRITTEN
 
     @staticmethod
-    def _note(kept: _Kept, visit: int, name: str, data: bytes | None) -> None:
+    def _note(kept: _Kept, visit: int, name: str, data: Flat | None) -> None:
         if data is None:
             kept.cursors.pop((visit, name), None)
         else:
@@ -124,6 +126,8 @@ class MemoryRun:
             if visit <= kept.left:
                 text = f"run {self.run_id}: visit {visit} of state {commit.state} was committed already"
                 raise JournalError(text, reason="duplicate")
+            for attempt in commit.records:
+                self._record(kept, attempt)
             if commit.is_cleared:
                 kept.store.clear()
             for key, entry in commit.entries.items():

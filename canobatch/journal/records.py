@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from canobatch.effects import Entry, ErrorRecord, Operation
+    from canobatch.effects import Entry, ErrorRecord, Flat, Operation
 
 
 class RunStatus(StrEnum):
@@ -99,7 +99,7 @@ class AttemptRecord(NamedTuple):
     branch: int | None
     attempt: int
     status: str
-    value: bytes | None = None
+    value: Flat | None = None
     operations: tuple[Operation, ...] = ()
     error: ErrorRecord | None = None
     started: float | None = None
@@ -121,6 +121,7 @@ class Commit:
         is_cleared: Whether the store loses everything first.
         entries: The keys that changed, each with its new entry; None: removed.
         cursors: Facts of the visit that changed, as for `RunJournal.note`.
+        records: Attempts to record with it: the one of a single task, and the branches that the join cut.
         attempts: How many attempts the visit took.
         total: How many branches it had, None where it was no split.
         duration: How long it took.
@@ -134,7 +135,8 @@ class Commit:
     next_state: str | None
     is_cleared: bool = False
     entries: Mapping[str, Entry | None] = field(default_factory=dict)
-    cursors: Mapping[str, bytes | None] = field(default_factory=dict)
+    cursors: Mapping[str, Flat | None] = field(default_factory=dict)
+    records: tuple[AttemptRecord, ...] = ()
     attempts: int = 0
     total: int | None = None
     duration: float | None = None
@@ -226,7 +228,7 @@ class Recovered:
     life: int
     visits: tuple[VisitRecord, ...]
     store: Mapping[str, Entry]
-    cursors: Mapping[str, bytes]
+    cursors: Mapping[str, Flat]
     compensations: tuple[CompensationRecord, ...]
     rollback: ErrorRecord | None
     state: str | None

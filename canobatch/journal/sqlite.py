@@ -147,6 +147,8 @@ class SqliteJournal:
                 path=str(path),
             )
         with _sqlite.translated(directory):
+            if (directory / "values").exists():
+                raise _sqlite.corrupt(path, "it has lost all that it held")
             if directory.exists():
                 shutil.rmtree(directory)
 

@@ -3,6 +3,7 @@
 from canobatch.scheduler.clock import Clock, SystemClock
 from canobatch.scheduler.flows import BackoffPolicy, FlowInfo, FlowStatus, SkipReason
 from canobatch.scheduler.ledger import FlowRecord
+from canobatch.scheduler.remote import FlowHome
 from canobatch.scheduler.running import RunningScheduler
 from canobatch.scheduler.scheduler import Scheduler
 from canobatch.scheduler.schedules import Cron, Interval, Manual, Schedule
@@ -12,6 +13,7 @@ __all__ = [
     "BackoffPolicy",
     "Clock",
     "Cron",
+    "FlowHome",
     "FlowInfo",
     "FlowOptions",
     "FlowRecord",

@@ -118,8 +118,8 @@ class FlowState:
         running: How many runs there are at the moment; above 1 only with ``overlap="allow"``.
         rest: The status when neither running nor paused.
         eligible_at: The end of a backoff; ticks before it are skipped.
-        last_run: When the last run began; ``last_state``, ``last_duration`` and ``last_error`` are of the
-            run that ended last.
+        last_run: When the last run began.
+        ended_at: When the run that ended last did; ``last_state``, ``last_duration`` and ``last_error`` are of it.
     """
 
     running: int = 0
@@ -129,6 +129,7 @@ class FlowState:
     failure_streak: int = 0
     eligible_at: datetime | None = None
     last_run: datetime | None = None
+    ended_at: datetime | None = None
     last_state: Any = None
     last_duration: float | None = None
     last_error: str | None = None
@@ -154,11 +155,10 @@ class FlowState:
         """A run begins."""
         return replace(self, running=self.running + 1, run_count=self.run_count + 1, last_run=now)
 
-    def succeeded(self, state: Any, duration: float) -> FlowState:
+    def succeeded(self, state: Any, duration: float, *, now: datetime) -> FlowState:
         """A run reached an exit state."""
-        return replace(
-            self._ended(state, duration, None), rest=FlowStatus.COMPLETED, failure_streak=0, eligible_at=None
-        )
+        ended = self._ended(state, duration, None, now)
+        return replace(ended, rest=FlowStatus.COMPLETED, failure_streak=0, eligible_at=None)
 
     def failed(
         self,
@@ -173,7 +173,7 @@ class FlowState:
     ) -> FlowState:
         """A run failed, in ``state``; with ``pauses`` the flow is paused."""
         ended = replace(
-            self._ended(state, duration, error),
+            self._ended(state, duration, error, now),
             failure_streak=self.failure_streak + 1,
             is_paused=self.is_paused or pauses,
         )
@@ -184,9 +184,9 @@ class FlowState:
         until = now + timedelta(seconds=policy.delay(ended.failure_streak, random))
         return replace(ended, rest=FlowStatus.BACKOFF, eligible_at=until)
 
-    def cancelled(self, state: Any, duration: float, error: str) -> FlowState:
-        """A run was cancelled: neither a success nor a failure."""
-        return replace(self._ended(state, duration, error), rest=FlowStatus.IDLE)
+    def cancelled(self, state: Any, duration: float | None, error: str, *, now: datetime) -> FlowState:
+        """A run was cancelled, or its process ended: neither a success nor a failure."""
+        return replace(self._ended(state, duration, error, now), rest=FlowStatus.IDLE)
 
     def reset(self) -> FlowState:
         """Forget failures, backoff and trip; a run that goes on goes on."""
@@ -200,8 +200,15 @@ class FlowState:
         """Let runs begin again."""
         return replace(self, is_paused=False)
 
-    def _ended(self, state: Any, duration: float, error: str | None) -> FlowState:
-        return replace(self, running=self.running - 1, last_state=state, last_duration=duration, last_error=error)
+    def _ended(self, state: Any, duration: float | None, error: str | None, now: datetime) -> FlowState:
+        return replace(
+            self,
+            running=self.running - 1,
+            ended_at=now,
+            last_state=state,
+            last_duration=duration,
+            last_error=error,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import heapq
 import logging
+import os
 import queue
 import random
 import signal
+import socket
 import threading
 from collections import deque
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from canobatch import _clock, _procs
-from canobatch.errors import SchedulerError, UnknownFlowError
+from canobatch.errors import CanobatchError, SchedulerError, UnknownFlowError
 from canobatch.observe import Event
 from canobatch.scheduler._flow import Desk, LiveFlow
-from canobatch.scheduler.flows import SkipReason
+from canobatch.scheduler.flows import FlowState, SkipReason
 from canobatch.scheduler.pings import Pinger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from datetime import datetime
     from types import TracebackType
 
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
     from canobatch.pool import Backend
     from canobatch.scheduler.clock import Clock
     from canobatch.scheduler.flows import FlowInfo
-    from canobatch.scheduler.ledger import FlowRecord, Ledger
+    from canobatch.scheduler.ledger import Command, FlowRecord, Ledger
     from canobatch.scheduler.spec import FlowSpec
 
 _log = logging.getLogger(__name__)
@@ -37,6 +41,11 @@ _log = logging.getLogger(__name__)
 _LAST_SECONDS = 5.0
 #: Seconds that what was cancelled gets in any case.
 _LEAST_SECONDS = 1.0
+
+#: After which a flow is looked at again whose ledger could not be written.
+_RETRY = timedelta(seconds=5)
+#: By how much a clock may go back without a word.
+_SET_BACK = timedelta(seconds=1)
 
 
 class RunningScheduler:
@@ -52,7 +61,7 @@ class RunningScheduler:
         *,
         ledger: Ledger,
         clock: Clock,
-        pool: Backend | None,
+        pool: Callable[[], Backend],
         observers: Sequence[Observer],
     ) -> None:
         self._clock = clock
@@ -62,18 +71,24 @@ class RunningScheduler:
         self._wake = threading.Condition()
         self._alarms: list[tuple[datetime, int, LiveFlow]] = []
         self._alarms_set = 0
+        self._latest = clock.now()
         self._news: deque[FlowRecord] = deque()
         self._events = 0
         self._is_stopping = False
         self._ended = threading.Event()
         #: What wakes `serve`: the number of a signal, or None at the end.
         self._for_server: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        desk = Desk(clock, ledger, self._pinger, pool, random.random, self._tell, self._on_end)
-        self._flows = {spec.id: LiveFlow(spec, desk) for spec in specs}
+        #: Whether another scheduler of the home says that something was written; at first it may have been.
+        self._is_woken = True
+        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        desk = Desk(clock, ledger, self._pinger, owner, pool, random.random, self._tell, self._on_end)
+        with ledger.transaction():
+            self._flows = {spec.id: LiveFlow(spec, desk) for spec in specs}
         self._thread = threading.Thread(target=self._run, name="canobatch-scheduler", daemon=True)
         with self._wake:
             for flow in self._flows.values():
                 self._set_alarm(flow)
+        ledger.listen(self._on_woken)
         self._thread.start()
 
     # -- flows
@@ -97,13 +112,8 @@ class RunningScheduler:
             ConfigurationError: The parameters do not fit the workflow's.
             SchedulerError: The scheduler has stopped.
         """
-        with self._wake:
-            flow = self._flow(id)
-            if self._is_stopping:
-                raise SchedulerError(f"flow {id!r} cannot be triggered: the scheduler has been stopped", flow=id)
-            run = flow.trigger(params)
-            self._changed(flow)
-            return run
+        with self._live_step(id) as flow:
+            return flow.trigger(params)
 
     def status(self, id: str) -> FlowInfo:
         """Describe a flow.
@@ -144,10 +154,7 @@ class RunningScheduler:
         Raises:
             UnknownFlowError: There is no such flow.
         """
-        with self._wake:
-            flow = self._flow(id)
-            flow.state = flow.state.reset()
-            self._changed(flow)
+        self._put_state(id, FlowState.reset)
 
     def pause_flow(self, id: str) -> None:
         """Let no run of a flow begin until it is unpaused; what runs goes on, and ticks are skipped.
@@ -155,10 +162,7 @@ class RunningScheduler:
         Raises:
             UnknownFlowError: There is no such flow.
         """
-        with self._wake:
-            flow = self._flow(id)
-            flow.state = flow.state.paused()
-            self._changed(flow)
+        self._put_state(id, FlowState.paused)
 
     def unpause_flow(self, id: str) -> None:
         """Let a paused flow run again, from its next tick on.
@@ -166,10 +170,37 @@ class RunningScheduler:
         Raises:
             UnknownFlowError: There is no such flow.
         """
+        self._put_state(id, FlowState.unpaused)
+
+    def _put_state(self, id: str, change: Callable[[FlowState], FlowState]) -> None:
+        with self._live_step(id) as flow:
+            flow.put_state(change(flow.state))
+        self._ledger.wake_others()
+
+    @contextmanager
+    def _live_step(self, id: str) -> Iterator[LiveFlow]:
+        with self._wake:
+            self._flow(id)
+            if self._is_stopping:
+                raise SchedulerError(f"nothing can be done with flow {id!r}: the scheduler has been stopped", flow=id)
+            with self._step(id) as flow:
+                yield flow
+
+    @contextmanager
+    def _step(self, id: str) -> Iterator[LiveFlow]:
+        """One step of a flow: written down as a whole, and then its runs begin."""
         with self._wake:
             flow = self._flow(id)
-            flow.state = flow.state.unpaused()
-            self._changed(flow)
+            try:
+                with self._ledger.transaction():
+                    yield flow
+            except BaseException:
+                flow.undo()
+                raise
+            flow.begin_runs()
+            if flow.is_relative:
+                self._set_alarm(flow)
+            self._wake.notify_all()
 
     def _flow(self, id: str) -> LiveFlow:
         try:
@@ -200,9 +231,8 @@ class RunningScheduler:
         with self._wake:
             if not self._is_stopping:
                 self._is_stopping = True
-                for flow in self._flows.values():
-                    flow.drop_waiting(SkipReason.STOPPED)
                 self._wake.notify_all()
+                self._drop_waiting()
             self._await_runs(drain_until)
             until = max(until, _clock.monotonic() + _LEAST_SECONDS)
             for flow in self._flows.values():
@@ -216,6 +246,14 @@ class RunningScheduler:
             )
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def _drop_waiting(self) -> None:
+        try:
+            with self._ledger.transaction():
+                for flow in self._flows.values():
+                    flow.drop_waiting(SkipReason.STOPPED, only_own=True)
+        except CanobatchError:
+            _log.exception("what waits could not be dropped; the scheduler stops all the same")
 
     def _await_runs(self, until: float) -> None:
         while self._running() and (left := until - _clock.monotonic()) > 0:
@@ -250,8 +288,10 @@ class RunningScheduler:
             The signal, or None.
 
         Raises:
-            SchedulerError: As for `stop`.
+            SchedulerError: As for `stop`; or this is not the main thread.
         """
+        if threading.current_thread() is not threading.main_thread():
+            raise SchedulerError("serve takes signals, which is for the main thread; elsewhere use wait")
         with _procs.signals_told((signal.SIGTERM, signal.SIGINT), self._for_server.put):
             _log.info("serving %d flows until a signal", len(self._flows))
             number = None if self._ended.is_set() else self._for_server.get()
@@ -278,6 +318,7 @@ class RunningScheduler:
                 pass
         finally:
             self._pinger.close(_LAST_SECONDS)
+            self._ledger.close()
             self._ended.set()
             self._for_server.put(None)
 
@@ -286,7 +327,10 @@ class RunningScheduler:
         with self._wake:
             if not self._is_stopping:
                 self._ring_alarms()
-            if not self._news:
+            if self._is_woken:
+                self._is_woken = False
+                self._look_around()
+            if not self._news and not self._is_woken:
                 if self._is_stopping and not self._running():
                     return False
                 self._clock.wait(self._wake, None if self._is_stopping or not self._alarms else self._alarms[0][0])
@@ -298,28 +342,75 @@ class RunningScheduler:
 
     def _ring_alarms(self) -> None:
         now = self._clock.now()
+        if now < self._latest - _SET_BACK:
+            _log.warning("the clock was set back by %s; no tick up to %s runs again", self._latest - now, self._latest)
+        self._latest = now
         while self._alarms and self._alarms[0][0] <= now:
             _, number, flow = heapq.heappop(self._alarms)
-            if number == flow.alarm:
-                flow.on_alarm()
-                self._set_alarm(flow)
+            if number != flow.alarm:
+                continue
+            try:
+                with self._step(flow.id):
+                    flow.on_alarm()
+                at = flow.next_alarm()
+            except CanobatchError:
+                _log.exception("flow %r could not be looked after; next try in %g s", flow.id, _RETRY.total_seconds())
+                at = now + _RETRY
+            self._set_alarm(flow, at)
 
-    def _set_alarm(self, flow: LiveFlow) -> None:
-        at = flow.next_alarm()
+    def _look_around(self) -> None:
+        """Do what other processes ask for, and begin what they leave to be begun."""
+        try:
+            for command in self._ledger.commands():
+                if command.flow in self._flows:
+                    self._obey(command)
+            for unsettled in self._ledger.unsettled():
+                if unsettled in self._flows and not self._is_stopping:
+                    with self._step(unsettled) as flow:
+                        flow.look_after()
+            for flow in self._flows.values():
+                if flow.is_relative:
+                    self._set_alarm(flow)
+        except CanobatchError:
+            _log.exception("what other processes have written could not be looked at")
+
+    def _obey(self, command: Command) -> None:
+        if command.what == "cancel":
+            with self._step(command.flow) as flow:
+                if flow.runs and self._ledger.answer(command):
+                    flow.cancel(f"flow {flow.id!r} was cancelled")
+        elif not self._is_stopping:
+            try:
+                with self._step(command.flow) as flow:
+                    if self._ledger.answer(command):
+                        run = flow.trigger(command.params)
+                        self._ledger.answer(command, run_id=run.id)
+            except CanobatchError as error:
+                with self._ledger.transaction():
+                    self._ledger.answer(command, error=f"{type(error).__name__}: {error}")
+
+    def _on_woken(self) -> None:
+        with self._wake:
+            self._is_woken = True
+            self._wake.notify_all()
+
+    def _set_alarm(self, flow: LiveFlow, at: datetime | None = None) -> None:
+        at = at or flow.next_alarm()
         self._alarms_set += 1
         flow.alarm = self._alarms_set
         if at is not None:
             heapq.heappush(self._alarms, (at, flow.alarm, flow))
 
-    def _changed(self, flow: LiveFlow) -> None:
-        if flow.is_relative:
-            self._set_alarm(flow)
-        self._wake.notify_all()
-
     def _on_end(self, flow: LiveFlow, run: Run) -> None:
         with self._wake:
-            flow.on_end(run, begins_next=not self._is_stopping)
-            self._changed(flow)
+            try:
+                with self._step(flow.id):
+                    flow.on_end(run, begins_next=not self._is_stopping)
+            except CanobatchError:
+                _log.exception("the end of run %s of flow %r could not be written down", run.id, flow.id)
+                flow.runs.pop(run.id, None)
+                flow.undo()
+            self._wake.notify_all()
 
     # -- observers
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from canobatch.errors import ConfigurationError, SchedulerError
+from canobatch.pool import default_pool
 from canobatch.scheduler.clock import Clock, SystemClock
+from canobatch.scheduler.home import SqliteLedger
 from canobatch.scheduler.ledger import MemoryLedger
 from canobatch.scheduler.running import RunningScheduler
 from canobatch.scheduler.schedules import Cron, Interval, Manual, Schedule
@@ -27,6 +30,8 @@ class Scheduler:
     that a run can be stopped.
 
     Args:
+        home: A directory in which schedulers of this and other processes share their flows: each tick runs once,
+            runs of a flow do not overlap, and what happened is kept. None: all that within this scheduler only.
         pool: Where all flows run; None: this process's default pool.
         clock: What gives the time; for tests.
 
@@ -39,7 +44,16 @@ class Scheduler:
         'done'
     """
 
-    def __init__(self, *, pool: Backend | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        home: str | os.PathLike[str] | None = None,
+        *,
+        pool: Backend | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        if home is not None and not isinstance(home, str | os.PathLike):
+            raise ConfigurationError(f"home must be a directory or None, got {home!r}")
+        self._home = home
         self._pool = pool
         self._clock = clock or SystemClock()
         self._specs: dict[str, FlowSpec] = {}
@@ -149,7 +163,8 @@ class Scheduler:
 
         Raises:
             ConfigurationError: A workflow, an initial state or parameters of a flow cannot work; nothing runs.
-            SchedulerError: It runs already.
+            SchedulerError: It runs already, or its home knows a flow with another schedule.
+            JournalError: Its home cannot be used.
         """
         if self._running is not None and not self._running.is_stopped:
             raise SchedulerError("this scheduler runs already; stop it first, or build another one")
@@ -158,13 +173,19 @@ class Scheduler:
                 spec.workflow.validate().validate_initial_state(spec.initial).validate_params(spec.params)
             except ConfigurationError as error:
                 raise ConfigurationError(f"flow {spec.id!r}: {error}", error.problems) from error
-        self._running = RunningScheduler(
-            self._specs.values(),
-            ledger=MemoryLedger(),
-            clock=self._clock,
-            pool=self._pool,
-            observers=self._observers,
-        )
+        pool = self._pool
+        ledger = MemoryLedger() if self._home is None else SqliteLedger(self._home)
+        try:
+            self._running = RunningScheduler(
+                self._specs.values(),
+                ledger=ledger,
+                clock=self._clock,
+                pool=default_pool if pool is None else lambda: pool,
+                observers=self._observers,
+            )
+        except BaseException:
+            ledger.close()
+            raise
         return self._running
 
     def _add(self, id: str, workflow: Workflow, initial: Any, schedule: Schedule, options: FlowOptions) -> Scheduler:

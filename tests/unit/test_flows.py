@@ -115,7 +115,7 @@ def test_a_success_completes():
     """Running while it runs, then completed, with the exit state and the duration."""
     running = FlowState().begun(NOON)
     assert (running.status, running.run_count, running.last_run) == (FlowStatus.RUNNING, 1, NOON)
-    done = running.succeeded("DONE", 2.5)
+    done = running.succeeded("DONE", 2.5, now=NOON)
     assert (done.status, done.last_state, done.last_duration, done.last_error) == (
         FlowStatus.COMPLETED,
         "DONE",
@@ -147,14 +147,14 @@ def test_failures_rest_longer_and_longer_then_trip():
 
 def test_a_success_ends_the_streak():
     """After it the flow is completed, and the next failure is the first."""
-    state = fail(FlowState(), BackoffPolicy()).begun(NOON).succeeded("DONE", 1.0)
+    state = fail(FlowState(), BackoffPolicy()).begun(NOON).succeeded("DONE", 1.0, now=NOON)
     assert (state.status, state.failure_streak, state.eligible_at) == (FlowStatus.COMPLETED, 0, None)
 
 
 def test_a_cancel_is_neither_success_nor_failure():
     """The flow is idle again; streak and backoff are as they were."""
     failed = fail(FlowState(), BackoffPolicy(10, jitter=0))
-    state = failed.begun(NOON).cancelled("S", 1.0, "cancelled")
+    state = failed.begun(NOON).cancelled("S", 1.0, "cancelled", now=NOON)
     assert (state.status, state.failure_streak, state.eligible_at) == (FlowStatus.IDLE, 1, after(10))
 
 
@@ -180,7 +180,7 @@ def test_a_pause_shows_when_the_run_has_ended():
     """Paused while running is running, then paused; unpaused it is what it would have been."""
     state = FlowState().begun(NOON).paused()
     assert state.status is FlowStatus.RUNNING
-    ended = state.succeeded("DONE", 1.0)
+    ended = state.succeeded("DONE", 1.0, now=NOON)
     assert (ended.status, ended.refusal(NOON)) == (FlowStatus.PAUSED, SkipReason.PAUSED)
     assert ended.unpaused().status is FlowStatus.COMPLETED
 
@@ -193,9 +193,9 @@ def test_a_failure_may_pause():
 
 def test_several_runs_are_running_until_the_last_has_ended():
     """Two runs at a time, as with allow, end one by one."""
-    state = FlowState().begun(NOON).begun(after(1)).succeeded("DONE", 1.0)
+    state = FlowState().begun(NOON).begun(after(1)).succeeded("DONE", 1.0, now=NOON)
     assert (state.status, state.running) == (FlowStatus.RUNNING, 1)
-    assert state.succeeded("DONE", 1.0).status is FlowStatus.COMPLETED
+    assert state.succeeded("DONE", 1.0, now=NOON).status is FlowStatus.COMPLETED
 
 
 def test_info_tells_what_a_state_holds():

@@ -84,6 +84,13 @@ def clock():
     return FakeClock()
 
 
+@pytest.fixture(params=["alone", "home"])
+def make(clock, request, tmp_path):
+    """Make a scheduler on the fake clock, by itself or with a home of its own: the rules are the same."""
+    home = None if request.param == "alone" else tmp_path / "home"
+    return lambda: Scheduler(home, clock=clock)
+
+
 @pytest.fixture
 def launch(clock):
     """Start a scheduler on the fake clock; it is stopped at the end of the test."""
@@ -101,21 +108,21 @@ def launch(clock):
 
 
 @pytest.fixture
-def every_minute(clock, body, launch):
+def every_minute(clock, body, launch, make):
     """Start one flow "f" that runs every minute from noon, with these options."""
 
     def start(**options):
-        return launch(Scheduler(clock=clock).every("f", body.workflow, "start", 60, **options))
+        return launch(make().every("f", body.workflow, "start", 60, **options))
 
     return start
 
 
 @pytest.fixture
-def by_hand(clock, body, launch):
+def by_hand(clock, body, launch, make):
     """Start one manual flow "f" with these options."""
 
     def start(**options):
-        return launch(Scheduler(clock=clock).manual("f", body.workflow, "start", **options))
+        return launch(make().manual("f", body.workflow, "start", **options))
 
     return start
 
@@ -150,10 +157,10 @@ def test_a_scheduler_begins_empty():
     assert "f" not in scheduler
 
 
-def test_every_way_to_register(body, clock, launch):
+def test_every_way_to_register(body, clock, launch, make):
     """Seconds, minutes, hours, durations, cron and by hand; each returns the scheduler; the order is kept."""
     scheduler = (
-        Scheduler(clock=clock)
+        make()
         .every("duration", body.workflow, "start", timedelta(seconds=90), start="after_interval")
         .every_seconds("seconds", body.workflow, "start", 5, start="after_interval")
         .every_minutes("minutes", body.workflow, "start", 5, start="after_interval")
@@ -174,11 +181,11 @@ def test_every_way_to_register(body, clock, launch):
     ]
 
 
-def test_flows_of_different_state_types_live_together(clock, launch):
+def test_flows_of_different_state_types_live_together(clock, launch, make):
     """One flow's states are strings, the other's numbers; each is reported as it is."""
     numbers = Workflow("numbers").register(1, lambda: 2, config=HERE).add_exit_state(2)
     words = Workflow("words").register("a", lambda: "b", config=HERE).add_exit_state("b")
-    running = launch(Scheduler(clock=clock).manual("n", numbers, 1).manual("w", words, "a"))
+    running = launch(make().manual("n", numbers, 1).manual("w", words, "a"))
     assert (running.trigger("n").wait(NEVER), running.trigger("w").wait(NEVER)) == (2, "b")
     assert (running.status("n").last_state, running.status("w").last_state) == (2, "b")
 
@@ -262,9 +269,9 @@ def test_start_checks_every_workflow():
     assert threading.active_count() == threads
 
 
-def test_a_scheduler_runs_once_at_a_time(clock, body, launch):
+def test_a_scheduler_runs_once_at_a_time(clock, body, launch, make):
     """While it runs a second start is an error; stopped, it can be started again."""
-    scheduler = Scheduler(clock=clock).manual("f", body.workflow, "start")
+    scheduler = make().manual("f", body.workflow, "start")
     running = launch(scheduler)
     with pytest.raises(SchedulerError, match="runs already"):
         scheduler.start()
@@ -315,7 +322,7 @@ def test_a_trigger_brings_parameters(by_hand, body):
     assert body.params == [{"day": "Monday"}, {"day": "Friday"}]
 
 
-def test_parameters_that_do_not_fit_change_nothing(clock, launch):
+def test_parameters_that_do_not_fit_change_nothing(clock, launch, make):
     """The trigger is an error that names the parameter, and the flow is as it was."""
 
     @dataclass
@@ -323,7 +330,7 @@ def test_parameters_that_do_not_fit_change_nothing(clock, launch):
         day: str
 
     workflow = Workflow("w", params=Params).register("start", lambda: "done", config=HERE).add_exit_state("done")
-    running = launch(Scheduler(clock=clock).manual("f", workflow, "start", params={"day": "Monday"}))
+    running = launch(make().manual("f", workflow, "start", params={"day": "Monday"}))
     with pytest.raises(ConfigurationError, match="do not fit Params"):
         running.trigger("f", {"night": "Friday"})
     assert (running.status("f").status, running.status("f").run_count) == (FlowStatus.IDLE, 0)
@@ -405,7 +412,7 @@ def test_a_run_that_cannot_even_begin_is_a_failure(every_minute, body, clock, mo
     clock.advance(60)
     monkeypatch.setattr(threading.Thread, "start", start)
     assert "no thread" in running.status("f").last_error
-    assert told(running)[-1] == (60, "failed", "RuntimeError: no thread")
+    assert told(running)[-2:] == [(60, "fired", ""), (None, "failed", "RuntimeError: no thread")]
     clock.advance(60)
     body.await_starts(2)
 
@@ -476,9 +483,9 @@ def test_a_trigger_puts_a_fixed_delay_off(every_minute, body, clock):
     body.await_starts(3)
 
 
-def test_cron_fires_on_the_wall_clock_of_its_zone(clock, body, launch):
+def test_cron_fires_on_the_wall_clock_of_its_zone(clock, body, launch, make):
     """09:00 in New York is 14:00 UTC in winter and 13:00 after the change of clocks."""
-    running = launch(Scheduler(clock=clock).cron("f", body.workflow, "start", "0 9 * * *", "America/New_York"))
+    running = launch(make().cron("f", body.workflow, "start", "0 9 * * *", "America/New_York"))
     expected = [NOON.replace(hour=14)]
     assert running.status("f").next_run == expected[0]
     clock.set(expected[0])
@@ -503,14 +510,15 @@ def test_jitter_puts_each_start_off(every_minute, body, clock, monkeypatch):
     assert fired(running) == [0, 60]
 
 
-def test_ten_thousand_idle_flows_are_one_thread_that_sleeps(clock, body, launch):
+def test_ten_thousand_idle_flows_are_one_thread_that_sleeps(clock, body, launch, make):
     """Nothing wakes the scheduler until something is due, and then it wakes once."""
-    scheduler = Scheduler(clock=clock)
+    scheduler = make()
     for n in range(10_000):
         scheduler.every(f"f{n}", body.workflow, "start", 3600 + n, start="after_interval")
     threads = threading.active_count()
     running = launch(scheduler)
-    assert threading.active_count() == threads + 1
+    # With a home a second one waits for what other processes say.
+    assert threading.active_count() <= threads + 2
     waits = clock.waits
     clock.advance(3599)
     assert (clock.waits, body.started) == (waits + 1, 0)
@@ -538,7 +546,7 @@ def test_a_clock_put_forward_misses_ticks_with_a_reason(every_minute, body, cloc
     )
 
 
-def test_a_clock_set_back_repeats_no_tick(every_minute, body, clock):
+def test_a_clock_set_back_repeats_no_tick(every_minute, body, clock, caplog):
     """Half an hour back nothing runs until the clock is past the last tick again; the flow can be triggered."""
     running = every_minute()
     clock.advance(60)
@@ -547,6 +555,7 @@ def test_a_clock_set_back_repeats_no_tick(every_minute, body, clock):
     clock.advance(-1800)
     clock.advance(1800)
     assert fired(running) == [0, 60]
+    assert "the clock was set back by 0:30:00" in caplog.text
     running.trigger("f").wait(NEVER)
     clock.advance(60)
     body.await_starts(4)
@@ -561,9 +570,9 @@ def test_a_clock_set_back_repeats_no_tick(every_minute, body, clock):
         ("all", [(0, "fired", ""), (3600, "fired", ""), (7200, "fired", ""), (10800, "fired", "")]),
     ],
 )
-def test_after_a_long_sleep_ticks_are_caught_up_as_asked(clock, body, launch, catchup, expected):
+def test_after_a_long_sleep_ticks_are_caught_up_as_asked(clock, body, launch, catchup, expected, make):
     """Three hourly ticks passed half an hour ago and before: none, the newest, or all run, one after the other."""
-    running = launch(Scheduler(clock=clock).every_hours("f", body.workflow, "start", 1, catchup=catchup))
+    running = launch(make().every_hours("f", body.workflow, "start", 1, catchup=catchup))
     await_status(running, FlowStatus.COMPLETED)
     clock.advance(12600)
     body.await_starts(sum(kind == "fired" for _, kind, _ in expected))
@@ -572,11 +581,9 @@ def test_after_a_long_sleep_ticks_are_caught_up_as_asked(clock, body, launch, ca
     assert body.most_running == 1
 
 
-def test_too_old_ticks_are_not_caught_up(clock, body, launch):
+def test_too_old_ticks_are_not_caught_up(clock, body, launch, make):
     """With a window of two hours the oldest of three is missed."""
-    running = launch(
-        Scheduler(clock=clock).every_hours("f", body.workflow, "start", 1, catchup="all", catchup_window=7200)
-    )
+    running = launch(make().every_hours("f", body.workflow, "start", 1, catchup="all", catchup_window=7200))
     await_status(running, FlowStatus.COMPLETED)
     clock.advance(12600)
     body.await_starts(3)
@@ -639,7 +646,9 @@ def test_the_old_run_makes_way(by_hand, body, policy):
             replaced.wait(NEVER)
     body.gate.set()
     assert third.wait(NEVER) == "done"
-    assert (running.status("f").status, body.started, body.most_running) == (FlowStatus.COMPLETED, 2, 1)
+    # The second may have begun before the third was there.
+    assert body.started in (2, 3)
+    assert (running.status("f").status, body.most_running) == (FlowStatus.COMPLETED, 1)
 
 
 def test_allow_runs_both(by_hand, body):
@@ -738,10 +747,10 @@ def test_failures_rest_the_flow_and_the_ticks_are_skipped(every_minute, body, cl
     ]
 
 
-def test_a_cron_tick_within_a_backoff_is_skipped(clock, body, launch):
+def test_a_cron_tick_within_a_backoff_is_skipped(clock, body, launch, make):
     """Every second for 3 s, with a rest of 60 s: one run."""
     body.error = ValueError("no")
-    running = launch(Scheduler(clock=clock).cron("f", body.workflow, "start", "* * * * * *", backoff=BackoffPolicy(60)))
+    running = launch(make().cron("f", body.workflow, "start", "* * * * * *", backoff=BackoffPolicy(60)))
     clock.advance(1)
     await_status(running, FlowStatus.BACKOFF)
     for _ in range(3):
@@ -944,7 +953,7 @@ def test_a_stop_without_time_cancels_at_once(by_hand, body):
         run.wait(0)
 
 
-def test_a_stop_returns_at_its_deadline_and_names_what_goes_on(clock, launch):
+def test_a_stop_returns_at_its_deadline_and_names_what_goes_on(clock, launch, make):
     """A task in this process that heeds nothing cannot be killed: the error has flow, run and state."""
     gate, begun = threading.Event(), threading.Event()
 
@@ -954,7 +963,7 @@ def test_a_stop_returns_at_its_deadline_and_names_what_goes_on(clock, launch):
         return "done"
 
     workflow = Workflow("stubborn").register("start", stubborn, config=HERE).add_exit_state("done")
-    running = Scheduler(clock=clock).manual("f", workflow, "start").start()
+    running = make().manual("f", workflow, "start").start()
     run = running.trigger("f")
     assert begun.wait(NEVER)
     with pytest.raises(SchedulerError, match=f"flow 'f': run {run.id} in state 'start'"):
@@ -965,19 +974,19 @@ def test_a_stop_returns_at_its_deadline_and_names_what_goes_on(clock, launch):
     assert running.is_stopped
 
 
-def test_the_end_of_a_with_block_is_a_stop(clock, body):
+def test_the_end_of_a_with_block_is_a_stop(clock, body, make):
     """Left in peace, it waits for what runs."""
     body.gate.clear()
-    with Scheduler(clock=clock).manual("f", body.workflow, "start").start() as running:
+    with make().manual("f", body.workflow, "start").start() as running:
         run = running.trigger("f")
         threading.Timer(0.05, body.gate.set).start()
     assert run.wait(0) == "done"
 
 
-def test_an_error_in_a_with_block_cancels(clock, body):
+def test_an_error_in_a_with_block_cancels(clock, body, make):
     """Left by an exception, it does not wait for what runs to come to its end."""
     body.gate.clear()
-    scheduler = Scheduler(clock=clock).manual("f", body.workflow, "start")
+    scheduler = make().manual("f", body.workflow, "start")
     with suppress(ZeroDivisionError), scheduler.start() as running:
         run = running.trigger("f")
         raise ZeroDivisionError
@@ -997,6 +1006,22 @@ def test_who_waits_for_the_scheduler_is_told(by_hand):
 # -- observers and pings
 
 
+def test_signals_are_for_the_main_thread(by_hand):
+    """In another one serve is an error that names the way out."""
+    running, errors = by_hand(), []
+
+    def serve():
+        try:
+            running.serve()
+        except SchedulerError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    thread.join(NEVER)
+    assert "wait" in errors[0]
+
+
 class Recorder:
     """Keeps the events of flows."""
 
@@ -1008,7 +1033,7 @@ class Recorder:
             self.events.append(event)
 
 
-def test_observers_hear_of_fired_and_skipped_ticks(clock, body, launch):
+def test_observers_hear_of_fired_and_skipped_ticks(clock, body, launch, make):
     """Those of the scheduler and those of the workflow, each once; one that raises is left out."""
 
     class Broken:
@@ -1017,7 +1042,7 @@ def test_observers_hear_of_fired_and_skipped_ticks(clock, body, launch):
 
     ours, theirs, both = Recorder(), Recorder(), Recorder()
     workflow = body.workflow.with_observer(Broken()).with_observer(theirs).with_observer(both)
-    scheduler = Scheduler(clock=clock).with_observer(ours).with_observer(both).every("f", workflow, "start", 60)
+    scheduler = make().with_observer(ours).with_observer(both).every("f", workflow, "start", 60)
     body.gate.clear()
     running = launch(scheduler)
     clock.advance(60)
@@ -1035,7 +1060,7 @@ def test_observers_hear_of_fired_and_skipped_ticks(clock, body, launch):
     assert running.status("f").status is FlowStatus.RUNNING
 
 
-def test_an_observer_may_ask_and_stop_the_scheduler(clock, body):
+def test_an_observer_may_ask_and_stop_the_scheduler(clock, body, make):
     """It is told without a lock held, in the scheduler's thread, which can be stopped from there."""
     seen = []
 
@@ -1045,7 +1070,7 @@ def test_an_observer_may_ask_and_stop_the_scheduler(clock, body):
                 seen.append(running.status("f").run_count)
                 running.stop()
 
-    scheduler = Scheduler(clock=clock).with_observer(Curious()).manual("f", body.workflow, "start")
+    scheduler = make().with_observer(Curious()).manual("f", body.workflow, "start")
     running = scheduler.start()
     running.trigger("f")
     running.wait(NEVER)

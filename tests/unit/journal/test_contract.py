@@ -98,6 +98,18 @@ def test_a_commit_changes_the_store_and_the_state_at_once(journal):
     last.close()
 
 
+def test_a_commit_may_bring_attempts(journal):
+    """The attempt of a single task and the branches that were cut are recorded with the commit."""
+    run = journal.begin(new_run())
+    cut = success(1, 1, None)._replace(status="cancelled")
+    run.commit(Commit(1, "LOAD", "DONE", records=(success(1, None, operations=(put("x", 1),)), cut)))
+    run.close()
+    again, _ = take_over(journal)
+    found = [(one.branch, one.status, one.operations) for one in again.attempts(1)]
+    assert found == [(None, "succeeded", ()), (1, "cancelled", ())]
+    again.close()
+
+
 def test_a_commit_can_stay_in_its_state(journal):
     """A step's effects and its cursor are one transaction; the visit goes on."""
     run = journal.begin(new_run())

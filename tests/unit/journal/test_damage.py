@@ -155,6 +155,15 @@ def test_damage_of_one_run_hides_no_other(homes, tmp_path):
     assert (tmp_path / "home" / "runs" / "r" / "run.db").read_bytes().startswith(b"not a database")
 
 
+def test_an_emptied_database_is_not_overwritten(homes, tmp_path):
+    """A run whose database lost everything cannot be begun anew over its values."""
+    copy(homes["closed"], tmp_path / "home")
+    (tmp_path / "home" / "runs" / "r" / "run.db").write_bytes(b"")
+    with pytest.raises(JournalError, match="lost all that it held"):
+        SqliteJournal(tmp_path / "home").begin(new_run())
+    assert list((tmp_path / "home" / "runs" / "r" / "values").iterdir())
+
+
 def test_flips_in_the_index_are_found(homes, tmp_path):
     """A list of runs from a damaged index is an error, or right."""
     chance = random.Random(5)

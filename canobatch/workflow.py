@@ -279,8 +279,8 @@ class Workflow:
             self._definition.add_exit(state)
         return self
 
-    def with_journal(self, journal: Journal) -> Workflow:
-        """Let ``journal`` remember the runs that start from now on."""
+    def with_journal(self, journal: Journal | None) -> Workflow:
+        """Let ``journal`` remember the runs that start from now on; None: nothing does."""
         self._journal = journal
         return self
 
@@ -561,4 +561,5 @@ def _check_run(pool: object, run_id: object, cancel: object) -> None:
 
 
 def new_run_id() -> str:
+    """Return an id for a run: when it is made, and what tells it from others of that second."""
     return f"{_clock.as_utc(_clock.epoch()):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"

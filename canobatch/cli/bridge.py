@@ -124,7 +124,7 @@ def _metavar(kind: Any) -> str:
 
 
 def _run(workflow: Workflow, initial: Any, fields: list[Field], given: dict[str, Any]) -> None:
-    from canobatch.cli.launch import launch  # noqa: PLC0415 - slow to import
+    from canobatch.cli.launch import Settings, launch  # noqa: PLC0415 - slow to import
     from canobatch.cli.plan import find_state  # noqa: PLC0415
     from canobatch.cli.streams import data_stream  # noqa: PLC0415
 
@@ -133,7 +133,7 @@ def _run(workflow: Workflow, initial: Any, fields: list[Field], given: dict[str,
         state = find_state(workflow, None) if initial is _MISSING else initial
         workflow.validate_initial_state(state)
         params = _params(workflow, fields, given)
-        launch(workflow, state, params, data, jobs=given.get("jobs"), as_json=given.get("as_json", False))
+        launch(workflow, state, params, data, Settings(jobs=given.get("jobs"), as_json=given.get("as_json", False)))
 
 
 def _params(workflow: Workflow, fields: list[Field], given: dict[str, Any]) -> Any:

@@ -11,7 +11,8 @@ import click
 from click.core import ParameterSource
 
 from canobatch.cli import exits
-from canobatch.cli.completing import complete_target
+from canobatch.cli.completing import complete_run, complete_target
+from canobatch.cli.place import HOME
 from canobatch.errors import CanobatchError
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
 _VERBOSE = "canobatch.verbose"
-#: Under which name a context and those below it keep the home.
-_HOME = "canobatch.home"
 
 
 class Failure(click.ClickException):
@@ -134,7 +133,7 @@ def home_option(command: _F) -> _F:
     return click.option(
         "--home",
         type=click.Path(file_okay=False, path_type=Path),
-        envvar="CANOBATCH_HOME",
+        envvar="CANOBATCHHOME",
         show_envvar=True,
         expose_value=False,
         is_eager=True,
@@ -146,17 +145,8 @@ def home_option(command: _F) -> _F:
 def _keep_home(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
     # What was typed last wins, then what was typed before the command's name, then the environment.
     is_typed = ctx.get_parameter_source("home") is ParameterSource.COMMANDLINE
-    if value is not None and (is_typed or _HOME not in ctx.meta):
-        ctx.meta[_HOME] = value
-
-
-def home_of(ctx: click.Context) -> Path:
-    """Return the home of this invocation; it need not exist."""
-    if _HOME in ctx.meta:
-        return Path(ctx.meta[_HOME]).absolute()
-    import platformdirs  # noqa: PLC0415 - not when it is given
-
-    return platformdirs.user_state_path("canobatch")
+    if value is not None and (is_typed or HOME not in ctx.meta):
+        ctx.meta[HOME] = value
 
 
 def json_option(command: _F) -> _F:
@@ -167,3 +157,8 @@ def json_option(command: _F) -> _F:
 def target_argument(command: _F) -> _F:
     """Add TARGET."""
     return click.argument("target", shell_complete=complete_target)(command)
+
+
+def run_argument(command: _F) -> _F:
+    """Add RUN."""
+    return click.argument("run", shell_complete=complete_run)(command)

@@ -6,7 +6,7 @@ import os
 import queue
 import signal
 import threading
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -16,15 +16,18 @@ from canobatch import _procs
 from canobatch.cancel import CancelToken
 from canobatch.cli import exits, summary
 from canobatch.cli.command import Failure, colour, say
+from canobatch.cli.home import Bell
 from canobatch.cli.progress import Progress
 from canobatch.cli.view import make_view
 from canobatch.errors import CanobatchError, RunCancelledError
 from canobatch.pool import WorkerPool
+from canobatch.workflow import new_run_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from canobatch.cli.home import Home, LaunchRecord
     from canobatch.cli.view import View
     from canobatch.engine import Run
     from canobatch.observe import Observer
@@ -53,6 +56,13 @@ class Ended:
             return exits.code_of_signal(self.number)
         return exits.code_of(self.error)
 
+    @property
+    def is_resumable(self) -> bool:
+        """Whether its journal lets somebody go on with it."""
+        if isinstance(self.error, RunCancelledError):
+            return self.number is not None
+        return self.error is not None
+
 
 def follow(
     start: Callable[[Sequence[Observer]], Run],
@@ -60,6 +70,7 @@ def follow(
     pool: WorkerPool,
     title: str,
     *,
+    settings: Settings,
     begin: Callable[[Run], None] = lambda _: None,
     tick: Callable[[Callable[[str], None]], None] = lambda _: None,
     is_shown: bool = True,
@@ -73,20 +84,29 @@ def follow(
         token: What cancels it.
         pool: Where it runs.
         title: What stands above its live progress.
+        settings: Where it is remembered, so that others can find and cancel it.
         begin: Called with the run when it has begun.
         tick: Called now and then while it runs, and at its end, with how to write a line.
         is_shown: Whether its progress is shown.
     """
     told: queue.SimpleQueue[int] = queue.SimpleQueue()
     progress = Progress()
-    with _signals(told):
+    with _signals(told), ExitStack() as stack:
         run = start([progress] if is_shown else [])
         run.watch(lambda: told.put(0))
+        bell = _settle_in(run, settings, stack)
         begin(run)
         view = make_view(progress, pool, f"{title}  {run.id}") if is_shown else None
         note = say if view is None else view.note
         try:
-            number = _until_ended(told, token, view, lambda: tick(note))
+
+            def often() -> None:
+                tick(note)
+                if bell is not None and bell.has_rung():
+                    note("cancelled from another process")
+                    token.cancel("cancelled from another process")
+
+            number = _until_ended(told, token, view, often)
             tick(note)
         except _SecondSignal as second:
             _die(second.number, view, pool, run.id)
@@ -98,6 +118,22 @@ def follow(
     except Exception as error:  # noqa: BLE001 - told to the user
         return Ended(run, error, number)
     return Ended(run, None, number)
+
+
+def _settle_in(run: Run, settings: Settings, stack: ExitStack) -> Bell | None:
+    """Leave word of the run in the home."""
+    home = settings.home
+    if home is None:
+        return None
+    try:
+        if settings.record is not None:
+            home.remember(run.id, settings.record)
+        bell = Bell(home.bell(run.id))
+    except OSError as error:
+        say(f"the run cannot be cancelled from elsewhere: {error}")
+        return None
+    stack.callback(bell.close)
+    return bell
 
 
 class _SecondSignal(BaseException):
@@ -132,7 +168,8 @@ def _until_ended(
         first = number
         reason = _REASONS[signal.Signals(number)]
         _tell(view, f"{reason}: cancelling, and rolling back what can be; once more to kill")
-        token.cancel(reason)
+        # What was recorded stays recorded: it can be gone on with.
+        token.cancel(reason, keep=True)
 
 
 def _tell(view: View | None, line: str) -> None:
@@ -151,33 +188,79 @@ def _die(number: int, view: View | None, pool: WorkerPool, run_id: str) -> None:
     os._exit(exits.code_of_signal(number))
 
 
-def launch(
-    workflow: Workflow,
-    state: Any,
-    params: Any,
-    data: IO[str],
-    *,
-    jobs: int | None = None,
-    timeout: float | None = None,
-    as_json: bool = False,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a run is launched.
+
+    Attributes:
+        home: Where it is remembered; None: nowhere.
+        record: What it takes to go on with it.
+        jobs: Worker processes; None: one per core.
+        timeout: Seconds it may take.
+        as_json: Whether its report is JSON.
+    """
+
+    home: Home | None = None
+    record: LaunchRecord | None = None
+    jobs: int | None = None
+    timeout: float | None = None
+    as_json: bool = False
+
+    def prepare(self, workflow: Workflow) -> None:
+        """Let the home remember the workflow's runs, unless a journal of its own does."""
+        if self.home is not None and workflow.journal is None:
+            workflow.with_journal(self.home.journal)
+
+
+def launch(workflow: Workflow, state: Any, params: Any, data: IO[str], settings: Settings) -> None:
     """Run a workflow from a state and report it to ``data``.
 
     Raises:
         Failure: It did not reach an exit state.
     """
+    settings.prepare(workflow)
+    run_id = new_run_id()
+
+    def start(token: CancelToken, pool: WorkerPool, observers: Sequence[Observer]) -> Run:
+        limits: dict[str, Any] = {"where": "worker", "timeout": settings.timeout}
+        return workflow.start(
+            state, pool=pool, run_id=run_id, params=params, cancel=token, observers=observers, **limits
+        )
+
+    run_to_end(workflow.name, start, data, settings)
+
+
+def relaunch(workflow: Workflow, run_id: str, data: IO[str], settings: Settings) -> None:
+    """Go on with a run and report it to ``data``; as `launch`."""
+    settings.prepare(workflow)
+
+    def start(token: CancelToken, pool: WorkerPool, observers: Sequence[Observer]) -> Run:
+        limits: dict[str, Any] = {"where": "worker", "timeout": settings.timeout}
+        return workflow.start_resume(run_id, pool=pool, cancel=token, observers=observers, **limits)
+
+    run_to_end(workflow.name, start, data, settings)
+
+
+def run_to_end(
+    title: str,
+    start: Callable[[CancelToken, WorkerPool, Sequence[Observer]], Run],
+    data: IO[str],
+    settings: Settings,
+) -> None:
+    """Start a run, follow it, report it, and raise `Failure` if it did not reach an exit state."""
     token = CancelToken()
-    with WorkerPool(jobs) as pool:
+    with WorkerPool(settings.jobs) as pool:
         ended = follow(
-            lambda observers: workflow.start(
-                state, pool=pool, params=params, cancel=token, where="worker", timeout=timeout, observers=observers
-            ),
+            lambda observers: start(token, pool, observers),
             token,
             pool,
-            workflow.name,
-            begin=lambda run: _announce(run.id, data, as_json=as_json),
+            title,
+            begin=lambda run: _announce(run.id, data, as_json=settings.as_json),
+            settings=settings,
         )
-        report_end(ended, data, as_json=as_json)
+        report_end(ended, data, as_json=settings.as_json)
+    if ended.is_resumable and settings.home is not None:
+        say(f"go on with: canobatch resume {ended.run.id}")
     fail_if(ended)
 
 

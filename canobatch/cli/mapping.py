@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -11,18 +12,22 @@ import click
 from canobatch.cli import exits
 from canobatch.cli.command import Failure, command, home_option, say, stop_writing, target_argument
 from canobatch.cli.params import seconds
+from canobatch.cli.place import home_of
 from canobatch.cli.streams import data_stream
 from canobatch.cli.text import duration
 from canobatch.cli.types import DURATION, SIZE, Read
 from canobatch.errors import ConfigurationError, JoinError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from canobatch.cancel import CancelToken
+    from canobatch.cli.home import Home
     from canobatch.cli.items import Items, Output
-    from canobatch.cli.launch import Ended
+    from canobatch.cli.launch import Ended, Settings
+    from canobatch.engine import Run
     from canobatch.join import JoinConfig
+    from canobatch.observe import Observer
     from canobatch.workflow import Workflow
 
 
@@ -98,24 +103,71 @@ def map_command(
     JSON, None not at all. The function takes the line, or (ctx, line). Failures are listed on standard error; with
     one that counts the exit code is 1.
     """
-    from canobatch.cancel import CancelToken  # noqa: PLC0415 - what runs is slow to import
+    from canobatch.cli.home import Home, LaunchRecord  # noqa: PLC0415 - what runs is slow to import
+    from canobatch.cli.launch import Settings  # noqa: PLC0415
+
+    options = MapOptions(source, jsonl, join, retries, timeout, memory_limit)
+    home = Home(home_of(ctx))
+    again = _unfinished(home, target) if resume else None
+    record = LaunchRecord("map", target, options={**asdict(options), "jobs": jobs})
+    run_map(ctx, target, options, Settings(home, record, jobs), again=again, is_dry=dry_run)
+
+
+@dataclass(frozen=True, slots=True)
+class MapOptions:
+    """What a map does with which inputs; plain data, kept to go on with it."""
+
+    source: str
+    is_json: bool
+    join: tuple[str, Any]
+    retries: int = 0
+    timeout: float | None = None
+    memory_limit: int | None = None
+
+
+def run_map(
+    ctx: click.Context,
+    target: str,
+    options: MapOptions,
+    settings: Settings,
+    *,
+    again: str | None = None,
+    is_dry: bool = False,
+) -> None:
+    """Run a map to its end and report it; ``again`` is the run to go on with."""
+    from canobatch.cancel import CancelToken  # noqa: PLC0415
     from canobatch.cli.items import Items, Output, open_input  # noqa: PLC0415
     from canobatch.cli.target import function_kind, load_target  # noqa: PLC0415
 
     with data_stream() as data:
         function = load_target(target, function_kind())
         token = CancelToken()
-        with open_input(source) as stream:
-            items = Items(stream, is_json=jsonl, is_unwanted=lambda: token.is_cancelled)
-            output = Output(data, is_json=jsonl)
-            workflow = _workflow(target, function, items, output, join, (retries, timeout, memory_limit))
+        with open_input(options.source) as stream:
+            items = Items(stream, is_json=options.is_json, is_unwanted=lambda: token.is_cancelled)
+            output = Output(data, is_json=options.is_json)
+            workflow = _workflow(target, function, items, output, options)
             workflow.validate()
-            if dry_run:
+            if is_dry:
                 _show_plan(workflow, items, data)
                 return
-            ended = _run(workflow, items, output, token, jobs)
+            settings.prepare(workflow)
+            ended = _run(workflow, items, output, token, settings, again)
         output.flush()
     _report(ctx, ended, items, output)
+
+
+def _unfinished(home: Home, target: str) -> str | None:
+    """Return the last map of a target, if there is something to do for it."""
+    from canobatch.journal import RunStatus  # noqa: PLC0415
+
+    last = next(iter(home.journal.runs(workflow=f"map {target}")), None)
+    if last is None:
+        say(f"there is no map of {target} to go on with; this is a new one")
+        return None
+    if last.status is RunStatus.COMPLETED:
+        raise Failure(f"the last map of {target}, run {last.run_id}, is complete: nothing is missing", exits.DONE)
+    say(f"going on with run {last.run_id}")
+    return last.run_id
 
 
 def _workflow(
@@ -123,21 +175,22 @@ def _workflow(
     function: Callable[..., Any],
     items: Items,
     output: Output,
-    join: tuple[str, Any],
-    limits: tuple[int, float | None, int | None],
+    options: MapOptions,
 ) -> Workflow:
     from canobatch.retry import Retry  # noqa: PLC0415
     from canobatch.task import TaskConfig  # noqa: PLC0415
     from canobatch.workflow import Workflow  # noqa: PLC0415
 
-    retries, timeout, memory_limit = limits
+    retries = options.retries
     config = TaskConfig(
         retry=Retry.exponential(retries) if retries else Retry.none(),
-        attempt_timeout=timeout,
-        memory_limit=memory_limit,
+        attempt_timeout=options.timeout,
+        memory_limit=options.memory_limit,
     )
     workflow = Workflow(f"map {target}")
-    workflow.register_map(_MAP, _taking_item(function, target), iter(items), _join_config(join, output), config=config)
+    workflow.register_map(
+        _MAP, _taking_item(function, target), iter(items), _join_config(options.join, output), config=config
+    )
     return workflow.add_exit_state(_DONE)
 
 
@@ -195,7 +248,9 @@ def _show_plan(workflow: Workflow, items: Items, data: IO[str]) -> None:
     click.echo(f"{items.count:,} inputs", file=data)
 
 
-def _run(workflow: Workflow, items: Items, output: Output, token: CancelToken, jobs: int | None) -> Ended:
+def _run(
+    workflow: Workflow, items: Items, output: Output, token: CancelToken, settings: Settings, again: str | None
+) -> Ended:
     from canobatch.cli.items import Failures  # noqa: PLC0415
     from canobatch.cli.launch import follow  # noqa: PLC0415
     from canobatch.pool import WorkerPool  # noqa: PLC0415
@@ -208,12 +263,20 @@ def _run(workflow: Workflow, items: Items, output: Output, token: CancelToken, j
             token.cancel("nobody reads the results")
         failures.tell(note)
 
-    with WorkerPool(jobs) as pool:
+    with WorkerPool(settings.jobs) as pool:
+
+        def start(observers: Sequence[Observer]) -> Run:
+            watching = (failures, *observers)
+            if again is not None:
+                return workflow.start_resume(again, pool=pool, cancel=token, observers=watching)
+            return workflow.start(_MAP, pool=pool, cancel=token, observers=watching)
+
         return follow(
-            lambda observers: workflow.start(_MAP, pool=pool, cancel=token, observers=(failures, *observers)),
+            start,
             token,
             pool,
             workflow.name,
+            settings=settings,
             tick=tick,
             # Results on the same screen say how far it is, and would be torn apart.
             is_shown=not output.is_terminal,

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from canobatch.cli.command import command, home_of, home_option, json_option, say, target_argument
+from canobatch.cli.command import command, home_option, json_option, say, target_argument
 from canobatch.cli.params import parse_params
+from canobatch.cli.place import home_of
 from canobatch.cli.streams import data_stream
 from canobatch.cli.types import DURATION
 from canobatch.errors import ConfigurationError
@@ -60,7 +61,8 @@ def run_command(
 
     The first Ctrl-C cancels the run and rolls back what can be rolled back, the second kills it.
     """
-    from canobatch.cli.launch import launch  # noqa: PLC0415 - what runs a workflow is slow to import
+    from canobatch.cli.home import Home, LaunchRecord  # noqa: PLC0415 - what runs a workflow is slow to import
+    from canobatch.cli.launch import Settings, launch  # noqa: PLC0415
     from canobatch.cli.naming import exclusive  # noqa: PLC0415
     from canobatch.cli.plan import as_text, find_state  # noqa: PLC0415
     from canobatch.cli.target import load_target, workflow_kind  # noqa: PLC0415
@@ -81,4 +83,8 @@ def run_command(
             if not is_ours:
                 say(f"a run named {name} is going on; skipped")
                 return
-            launch(workflow, state, params, data, jobs=jobs, timeout=timeout, as_json=as_json)
+            record = LaunchRecord("run", target, options={"jobs": jobs, "timeout": timeout})
+            home = None if no_journal else Home(home_of(ctx))
+            if no_journal:
+                workflow.with_journal(None)
+            launch(workflow, state, params, data, Settings(home, record, jobs, timeout, as_json))

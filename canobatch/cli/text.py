@@ -1,4 +1,4 @@
-"""Facts as text: durations, sizes, tables. Pure."""
+"""Facts as text: durations, sizes, tables."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 import click
+
+from canobatch import _clock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +35,11 @@ def duration(seconds: float | None) -> str:
     if whole < 2 * 86400:
         return f"{whole // 3600}h{whole % 3600 // 60:02}m"
     return f"{whole // 86400}d{whole % 86400 // 3600:02}h"
+
+
+def local_time(seconds: float) -> str:
+    """Return an instant, given in seconds since the epoch, on the wall clock of this machine."""
+    return f"{_clock.as_utc(seconds).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def size(count: float | None) -> str:

@@ -116,6 +116,24 @@ def send_signal(pidfd: int, number: int) -> None:
         signal.pidfd_send_signal(pidfd, number)
 
 
+def kill_known(pid: int, ticks: int) -> bool:
+    """Kill a process that started at these ticks; returns False if it is gone, or not ours to kill."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        # Opened first: from here on the number cannot become another's.
+        if start_ticks(pid) != ticks:
+            return False
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except OSError:
+        return False
+    finally:
+        os.close(pidfd)
+    return True
+
+
 def children_of(pid: int) -> list[int]:
     """Return the direct children of ``pid``, by any of its threads."""
     found: list[int] = []

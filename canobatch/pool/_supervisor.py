@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import os
 import select
 import threading
@@ -37,6 +38,11 @@ _KILL_PATIENCE = 6.0
 #: A call that was given so often to workers that died before beginning it counts as lost.
 _MOST_SENDS = 3
 
+#: Seconds in which outcomes gather while every worker that is heard from still holds more than so many calls.
+#: Waking up for each costs this process, and the workers, more than reading it.
+_GATHER = 0.0001
+_PLENTY = 32
+
 _DUE, _OVERDUE_KILL = range(2)
 
 
@@ -56,6 +62,8 @@ class Supervisor:
         self._sleeps_until = 0.0
         self._must_stop = False
         self._is_worth_rebalancing = False
+        #: The fewest calls that a worker holds, of those whose outcomes have just been read.
+        self._fewest = math.inf
         self._thread = threading.Thread(target=self._serve, name="canobatch-supervisor", daemon=True)
         for fd in (self._wake_fd, keeper.sock.fileno(), keeper.pidfd):
             self._epoll.register(fd, select.EPOLLIN)
@@ -142,6 +150,9 @@ class Supervisor:
     def _serve(self) -> None:
         try:
             while not self._must_stop:
+                if _PLENTY < self._fewest < math.inf:
+                    _clock.sleep(_GATHER)
+                self._fewest = math.inf
                 for fd, event in self._epoll.poll(self._sleep()):
                     if fd == self._wake_fd:
                         with suppress(BlockingIOError):
@@ -215,6 +226,7 @@ class Supervisor:
             return []
         self._memory.pop(handle, None)
         events = self._pool.take_outcomes(handle, outcomes)
+        self._fewest = min(self._fewest, len(handle.window))
         self._is_worth_rebalancing = self._is_worth_rebalancing or len(handle.window) > 1 or handle.is_held
         return events
 

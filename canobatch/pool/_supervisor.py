@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import math
 import os
 import select
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from canobatch.pool._keeper import KeeperClient
     from canobatch.pool.backend import Call, Event
     from canobatch.pool.pool import WorkerPool
+
+_log = logging.getLogger(__name__)
 
 #: Seconds between looks at the memory of calls that have a limit.
 _MEMORY_EVERY = 0.05
@@ -165,6 +168,12 @@ class Supervisor:
                     elif fd in self._by_fd:
                         self._serve_worker(self._by_fd[fd], event)
                 self._mind_the_clock()
+        except Exception as error:
+            # Ours to mend; meanwhile nobody shall wait for a thread that is gone.
+            _log.exception("the supervisor of a pool failed")
+            failure = WorkerLostError(f"the pool's supervisor failed: {type(error).__name__}: {error}; make another pool")
+            with self._pool.lock:
+                deliver(self._pool.break_lanes(failure))
         finally:
             self._epoll.close()
             os.close(self._wake_fd)

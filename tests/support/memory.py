@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 MB = 1_000_000
 
@@ -59,7 +60,8 @@ _RECURSIVE, _PRIVATE = 0x4000, 0x40000
 def confine(**sizes: int) -> None:
     """In a script, first thing: put a file system of so many bytes of memory at each directory.
 
-    Directories: ``shm`` is /dev/shm, ``disk`` where values spill to. Prints `CANNOT` and ends where that is not allowed.
+    ``shm`` means /dev/shm, any other name a directory here, where values spill to. Prints `CANNOT` and ends where that
+    is not allowed.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     user, group = os.getuid(), os.getgid()
@@ -104,7 +106,7 @@ class Directory:
         """Let it go."""
         os.close(self._fd)
 
-    def __enter__(self) -> Directory:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

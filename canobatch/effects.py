@@ -97,6 +97,7 @@ def pack(value: Any, place: Place | None = None) -> Data:
     return place([stream], buffers) if buffers or len(stream) >= LARGE else stream
 
 
+_BYTES = (bytes, bytearray, memoryview)
 #: What is never large.
 _SMALL = frozenset({bool, int, float})
 #: What is a pickle with a few bytes around it.
@@ -149,13 +150,13 @@ def stream_of(data: Data) -> bytes | bytearray | memoryview:
     """Return the pickle of packed data."""
     if isinstance(data, Placed):
         return data.stream()
-    assert isinstance(data, bytes | bytearray | memoryview)
+    assert isinstance(data, _BYTES)
     return data
 
 
 def loads(data: Data) -> Any:
     """Return the value that `pack` or `dumps` packed."""
-    if isinstance(data, bytes | bytearray | memoryview):
+    if isinstance(data, _BYTES):
         return pickle.loads(data)  # noqa: S301 - made by our own processes
     return data.load()
 

@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, overload
 
 from canobatch.errors import WorkflowError
+from canobatch.limits import Semaphore
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -116,7 +117,8 @@ class JoinConfig:
         strategy: When the split is settled.
         join_state: The state to go to when the strategy is satisfied.
         timeout: Seconds from the start of the split; queueing counts. None: no limit.
-        bulkhead: At most this many branches run at a time; a branch in its back-off holds no place.
+        bulkhead: At most this many branches run at a time; a branch in its back-off holds no place. A `Semaphore`
+            given to several joins lets no more than it has places for run in all of them together.
         into: Store key that receives the list of accepted values in branch order (or the folded value).
         reduce: ``(fn, initial)``: fold accepted values with ``fn(folded, value)`` instead of keeping them.
         ordered: Fold in branch order (default), or on arrival.
@@ -133,7 +135,7 @@ class JoinConfig:
     strategy: JoinStrategy
     join_state: Any
     timeout: float | None = None
-    bulkhead: int | None = None
+    bulkhead: int | Semaphore | None = None
     into: str | None = None
     reduce: tuple[Callable[[Any, Any], Any], Any] | None = None
     on_failure: Any = None
@@ -155,10 +157,12 @@ class JoinConfig:
             found.append(f"timeout must be at least 0 seconds, got {self.timeout!r}")
         if self.timeout is None and self.strategy.kind == "partial_timeout":
             found.append("partial_timeout needs a timeout; give JoinConfig(..., timeout=seconds)")
-        if self.bulkhead is not None and (
-            not isinstance(self.bulkhead, int) or isinstance(self.bulkhead, bool) or self.bulkhead < 1
-        ):
-            found.append(f"bulkhead must be a whole number of at least 1, got {self.bulkhead!r}; leave it out for none")
+        is_count = isinstance(self.bulkhead, int) and not isinstance(self.bulkhead, bool) and self.bulkhead >= 1
+        if self.bulkhead is not None and not is_count and not isinstance(self.bulkhead, Semaphore):
+            found.append(
+                f"bulkhead must be a whole number of at least 1, got {self.bulkhead!r}; leave it out for none, "
+                "or give a Semaphore to share one"
+            )
         if self.into is not None and not isinstance(self.into, str):
             found.append(f"into must be a store key (a string), got {self.into!r}")
         if self.reduce is not None:

@@ -8,26 +8,21 @@ Where there is no memfd, or `CANOBATCH_SEGMENTS=shm` is set, they are named bloc
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
-import mmap
 import os
-import resource
 import struct
-import sys
-import tempfile
 import threading
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from canobatch import _procs
+from canobatch import _procs, _shm
 from canobatch.effects import LARGE, Placed
 from canobatch.errors import StoreError, StoreFullError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from canobatch.effects import Data
 
@@ -38,8 +33,6 @@ KIND_VARIABLE = "CANOBATCH_SEGMENTS"
 _HEADER = struct.Struct("<8s16sQ")
 _MAGIC = b"canobat1"
 _ALIGN = 64
-#: Of the descriptors that this process may have, segments leave the rest.
-_DESCRIPTOR_SHARE = 0.8
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG, errno.EMFILE, errno.ENFILE})
 
 #: How a writer is told where its bytes go: kind, path, offset.
@@ -87,90 +80,6 @@ class Charge:
         self._quota.give_back(self._size)
 
 
-# -- where bytes lie
-
-
-class _Home(Protocol):
-    """Where a segment's bytes lie, for as long as this is not closed."""
-
-    path: str
-    offset: int
-
-    def close(self) -> None:
-        """Give the bytes up."""
-
-
-class _Memfd:
-    offset = 0
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self.path = f"/proc/{os.getpid()}/fd/{fd}"
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-
-class _SpillFile:
-    """One file without a name, for bytes that memory has no room for."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._fd = -1
-        self._end = 0
-        self._regions = 0
-
-    def allocate(self, size: int) -> _Region:
-        """Reserve room for ``size`` bytes on disk."""
-        with self._lock:
-            if self._fd < 0:
-                self._fd = _nameless_file()
-            offset = self._end
-            os.posix_fallocate(self._fd, offset, size)
-            self._end = -(-(offset + size) // mmap.PAGESIZE) * mmap.PAGESIZE
-            self._regions += 1
-            return _Region(self, f"/proc/{os.getpid()}/fd/{self._fd}", offset, size)
-
-    def release(self, offset: int, size: int) -> None:
-        """Return a region's room to the file system."""
-        with self._lock:
-            if self._fd < 0:
-                return
-            self._regions -= 1
-            if not self._regions:
-                os.close(self._fd)
-                self._fd, self._end = -1, 0
-            elif sys.platform == "linux":
-                _libc().fallocate(self._fd, 3, offset, size)  # PUNCH_HOLE | KEEP_SIZE
-
-    def forget(self) -> None:
-        """In a forked child: leave the file to the parent."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-
-class _Region:
-    def __init__(self, file: _SpillFile, path: str, offset: int, size: int) -> None:
-        self._file = file
-        self.path = path
-        self.offset = offset
-        self._size = size
-
-    def close(self) -> None:
-        self._file.release(self.offset, self._size)
-
-
-def _nameless_file() -> int:
-    directory = os.environ.get("TMPDIR") or ("/var/tmp" if os.path.isdir("/var/tmp") else tempfile.gettempdir())  # noqa: S108, PTH112
-    if hasattr(os, "O_TMPFILE"):
-        with suppress(OSError):  # not on every file system
-            return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    fd, path = tempfile.mkstemp(prefix="canobatch-", dir=directory)
-    os.unlink(path)  # noqa: PTH108
-    return fd
-
-
 # -- segments
 
 
@@ -179,8 +88,8 @@ class Segment:
 
     __slots__ = ("__weakref__", "_charge", "_home", "_size", "_uid")
 
-    def __init__(self, home: _Home, size: int, uid: bytes, charge: Charge | None) -> None:
-        self._home: _Home | None = home
+    def __init__(self, home: _shm.Home, size: int, uid: bytes, charge: Charge | None) -> None:
+        self._home: _shm.Home | None = home
         self._size = size
         self._uid = uid
         self._charge = charge
@@ -201,7 +110,7 @@ class Segment:
     def abandon(self) -> None:
         """In a forked child: leave it to the parent."""
         home, self._home = self._home, None
-        if isinstance(home, _Memfd):
+        if isinstance(home, _shm.File):
             home.close()
 
     def __del__(self) -> None:
@@ -276,7 +185,7 @@ class Grant(NamedTuple):
     """Leave to write one segment: what its writer is told, and what is kept for it meanwhile."""
 
     ticket: Ticket
-    home: _Home | None
+    home: _shm.Home | None
     size: int
     charge: Charge | None
 
@@ -297,7 +206,7 @@ class Segments:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._quota: Quota | None = None
-        self._spill = _SpillFile()
+        self._shared_file = _shm.SharedFile()
         _managers.add(self)
 
     @property
@@ -334,30 +243,32 @@ class Segments:
         charge = quota.take(size)
         try:
             if charge is not None and kind() == "shm":
-                block = _block_module().allocate(size)
+                block = _shm.block_module().allocate(size)
                 return Grant(("shm", block.path, 0), block, size, charge)
-            if charge is not None and not spare_descriptors and not are_descriptors_scarce():
+            is_scarce = spare_descriptors or _shm.are_descriptors_scarce()
+            if charge is not None and not is_scarce:
                 return Grant(("memfd", "", 0), None, size, charge)
-            region = self._spill.allocate(size)
+            home = self._shared_file.allocate(size) if is_scarce else _shm.spill(size)
         except OSError as error:
             limit = f"; {quota.used / 1e6:.0f} of {quota.limit / 1e6:.0f} MB are used" if charge is None else ""
             raise _full(size, error, limit) from error
-        return Grant(("file", region.path, region.offset), region, size, None)
+        return Grant(("file", home.path, home.offset), home, size, None)
 
     def adopt(self, grant: Grant, uid: bytes, fd: int) -> Segment:
         """Become the owner of what was written by leave of ``grant``; ``fd`` is taken over."""
-        home = _Memfd(fd) if grant.home is None else grant.home
+        home = _shm.File(fd) if grant.home is None else grant.home
         return Segment(home, grant.size, uid, grant.charge)
 
     def forget(self) -> None:
         """In a forked child: leave everything to the parent."""
         self._lock = threading.Lock()
-        self._spill.forget()
+        self._shared_file.forget()
+        self._shared_file = _shm.SharedFile()
 
     def _settle_quota(self) -> Quota:
         with self._lock:
             if self._quota is None:
-                _allow_many_descriptors()
+                _shm.allow_many_descriptors()
                 limit = _procs.available_memory() // 2 if self._max_bytes is None else self._max_bytes
                 self._quota = Quota(limit)
             return self._quota
@@ -422,7 +333,7 @@ def fill(ticket: Ticket, layout: Layout) -> tuple[bytes, int]:
         if kind == "memfd":
             fd = os.memfd_create("canobatch", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         else:
-            fd = _open(path, os.O_RDWR)
+            fd = _shm.open_path(path, os.O_RDWR)
         _write(fd, offset, layout.with_header(uid))
         if kind == "memfd":
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _ALL_SEALS)
@@ -464,7 +375,7 @@ def _full(size: int, error: OSError, limit: str = "") -> StoreError:
 def _map(address: Address, charge: Charge | None = None) -> memoryview:
     path, offset, size, uid = address
     try:
-        fd = _open(path, os.O_RDONLY)
+        fd = _shm.open_path(path, os.O_RDONLY)
     except OSError as error:
         raise StoreError(
             f"a large value cannot be reached at {path}: {error.strerror}; was its owner ended?"
@@ -472,7 +383,7 @@ def _map(address: Address, charge: Charge | None = None) -> memoryview:
     try:
         # A mapping beyond the end would be a SIGBUS later.
         is_whole = os.fstat(fd).st_size >= offset + size
-        view = _mapping(fd, offset, size, charge) if is_whole else memoryview(b"")
+        view = _shm.map_file(fd, offset, size, charge) if is_whole else memoryview(b"")
     except OSError as error:
         raise StoreError(f"a value of {size / 1e6:.1f} MB cannot be mapped: {error.strerror}") from error
     finally:
@@ -480,70 +391,6 @@ def _map(address: Address, charge: Charge | None = None) -> memoryview:
     if view[: _HEADER.size] != _HEADER.pack(_MAGIC, uid, size):
         raise StoreError("a large value has been given up by its owner")
     return view
-
-
-def _open(path: str, flags: int) -> int:
-    is_block = path.count("/") == 1
-    return _block_module().open_block(path, flags) if is_block else os.open(path, flags | os.O_CLOEXEC)
-
-
-def _block_module() -> Any:
-    from canobatch import _blocks  # noqa: PLC0415 - multiprocessing takes 15 ms to import
-
-    return _blocks
-
-
-def _mapping(fd: int, offset: int, size: int, charge: Charge | None) -> memoryview:
-    """Map without keeping a descriptor, which `mmap.mmap` would; unmapped when nothing refers to it any more."""
-    libc = _libc()
-    address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, offset)
-    if address in (None, ctypes.c_void_p(-1).value):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    array = (ctypes.c_ubyte * size).from_address(address)
-    weakref.finalize(array, _unmap, libc.munmap, address, size, charge).atexit = False
-    return memoryview(array).cast("B").toreadonly()
-
-
-def _unmap(munmap: Callable[[int, int], int], address: int, size: int, charge: Charge | None) -> None:  # noqa: ARG001 - held till now
-    munmap(address, size)
-
-
-def _libc() -> Any:
-    global _library  # noqa: PLW0603
-    if _library is None:
-        library = ctypes.CDLL(None, use_errno=True)
-        library.mmap.restype = ctypes.c_void_p
-        numbers = (ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
-        library.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *numbers)
-        library.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-        if sys.platform == "linux":
-            library.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
-        _library = library
-    return _library
-
-
-_library: Any = None
-
-
-# -- descriptors, forks
-
-
-def _allow_many_descriptors() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def are_descriptors_scarce() -> bool:
-    """Return whether this process has few descriptors left."""
-    # The lowest free number says how many there are, near enough.
-    try:
-        fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return True
-    os.close(fd)
-    return fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] * _DESCRIPTOR_SHARE
 
 
 _owned: weakref.WeakSet[Segment] = weakref.WeakSet()

@@ -15,28 +15,29 @@ import sys
 import threading
 import types
 import warnings
-from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from canobatch import _clock, _procs, wire
 from canobatch.definition import label
-from canobatch.effects import Placed, describe_error, loads, main_functions, pack, record_error
+from canobatch.effects import Placed, describe_error, dumps, loads, main_functions, pack, record_error
 from canobatch.errors import PayloadError, StoreFullError, WorkflowError
 from canobatch.packing import register_mains
-from canobatch.segments import Layout, Written, are_descriptors_scarce, arrived, crossing, fill
+from canobatch.segments import arrived, crossing
 from canobatch.snapshot import Layers, ReceivedLayer
 from canobatch.status import StatusPage
 from canobatch.task import TaskContext, bound_call, entry_point
 from canobatch.view import StoreView
+from canobatch.worker_channel import Channel, Scribe, by_number
+from canobatch.worker_resources import WorkerResources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from canobatch.effects import Data
 
 #: Kinds of what is sent once per worker and named by number afterwards.
-TASKS, RUN, MAINS, LAYER, SPLITS, PLACE = range(6)
+TASKS, RUN, MAINS, LAYER, SPLITS, PLACE, RESOURCES = range(7)
 #: Added to a kind: what is sent says where the bytes lie.
 _ELSEWHERE = 0x80
 
@@ -91,29 +92,32 @@ class Worker:
     """One worker's state: its channel, what it was sent, and the call it runs."""
 
     def __init__(self, channel: socket.socket, status: StatusPage) -> None:
-        self._channel = channel
+        self._channel = Channel(channel)
+        self._scribe = Scribe(self._channel)
         self._status = status
         self._pid = os.getpid()
-        self._inbox = wire.Inbox()
-        #: Frames that have arrived and not been served.
-        self._frames: deque[tuple[int, bytes | bytearray]] = deque()
-        # A task may report progress from a thread of its own.
-        self._sending = threading.Lock()
         self._blobs: dict[int, tuple[int, Data]] = {}
         self._opened: dict[int, Any] = {}
         self._version: tuple[tuple[int, ...], Layers] = ((), Layers(()))
-        self._placing = threading.Lock()
-        #: Segments that the call made.
-        self._written: list[Written] = []
         self._place = 0
         self._threads = 1
+        #: Of the workflow whose call runs, and of all.
+        self._resources = self._no_resources = WorkerResources(dumps({}))
+        self._equipment: list[WorkerResources] = []
         self._peak_is_own = True
         self._children_cpu = _procs.children_cpu()
 
     def serve(self) -> None:
-        """Serve frames until told to exit or the pool is gone."""
-        while self._frames or self._receive():
-            kind, body = self._frames.popleft()
+        """Serve frames until told to exit or the pool is gone; then tear down what tasks were given."""
+        try:
+            self._serve_frames()
+        finally:
+            for resources in reversed(self._equipment):
+                resources.close()
+
+    def _serve_frames(self) -> None:
+        while (frame := self._channel.receive()) is not None:
+            kind, body = frame
             if kind == wire.CALLS:
                 self._serve_calls(*wire.open_body(body))
             elif kind == wire.DEFINE:
@@ -122,23 +126,12 @@ class Worker:
                 self._version = ((), Layers(()))
                 for name in wire.open_body(body):
                     self._blobs.pop(name, None)
-                    self._opened.pop(name, None)
+                    self._drop(self._opened.pop(name, None))
             elif kind == wire.SETUP:
                 if not self._set_up(body):
                     return
             elif kind == wire.EXIT:
                 return
-
-    def _receive(self) -> bool:
-        """Wait for frames; False when the pool is gone."""
-        frames = self._inbox.wait(self._channel)
-        self._frames.extend(frames)
-        return bool(frames)
-
-    def _send(self, kind: int, body: Any) -> None:
-        parts = wire.frame(kind, body)
-        with self._sending:
-            wire.send_blocking(self._channel, parts)
 
     def _set_up(self, body: bytes | bytearray) -> bool:
         """Run the pool's initializer, if it has one, and say that this worker is ready."""
@@ -146,10 +139,10 @@ class Worker:
             if body:
                 loads(body)()
         except BaseException as error:  # noqa: BLE001 - the pool reports it, whatever it is
-            self._send(wire.BROKEN, tuple(record_error(error)))
+            self._channel.send(wire.BROKEN, tuple(record_error(error)))
             return False
         self._threads = threading.active_count()
-        self._send(wire.READY, self._pid)
+        self._channel.send(wire.READY, self._pid)
         return True
 
     # -- what was sent
@@ -163,9 +156,16 @@ class Worker:
     def _open(self, name: int) -> Any:
         if name not in self._opened:
             kind, data = self._blobs[name]
-            self._opened[name] = _OPENERS[kind](data)
+            opened = self._opened[name] = _OPENERS[kind](data)
             self._blobs[name] = (kind, b"")
+            if isinstance(opened, WorkerResources):
+                self._equipment.append(opened)
         return self._opened[name]
+
+    def _drop(self, opened: Any) -> None:
+        if isinstance(opened, WorkerResources):
+            self._equipment.remove(opened)
+            opened.close()
 
     def _layers(self, names: tuple[int, ...]) -> Layers:
         if names != self._version[0]:
@@ -174,10 +174,13 @@ class Worker:
 
     def _prepare(self, needs: tuple[int, ...]) -> None:
         """Make definitions and the place of the process what these calls expect."""
+        self._resources = self._no_resources
         for name in needs:
             kind, _ = self._blobs[name]
             if kind == MAINS:
                 self._open(name)
+            elif kind == RESOURCES:
+                self._resources = self._open(name)
             elif kind == PLACE and name != self._place:
                 path, cwd = self._open(name)
                 sys.path[:] = path
@@ -209,7 +212,7 @@ class Worker:
             try:
                 self._prepare(needs)
                 loaded: _Loaded = self._open(definition)
-                view = StoreView(self._layers(snapshot), self._place_value)
+                view = StoreView(self._layers(snapshot), self._scribe.place)
                 limits = [at for at in (deadline, None if timeout is None else started + timeout) if at is not None]
                 deadline_at = min(limits, default=None)
                 context = self._context(loaded, self._open(run), view, branch, attempt, deadline_at, number, splits)
@@ -242,25 +245,24 @@ class Worker:
         _flush_output()
         operations = tuple(view.operations) if view is not None and mode == OK else ()
         written = []
-        if self._written:
-            if mode == OK:
-                payload, operations = _handed_over(payload), tuple(map(_handed_over, operations))
-            written = self._hand_over(wanted=mode == OK)
-        retire = RETIRE if threading.active_count() > self._threads else STAY
-        self._send(wire.OUTCOME, (number, mode, payload, operations, written, begun, duration, used, peak, retire))
+        if self._scribe and mode == OK:
+            payload, operations = by_number(payload), by_number(operations)
+            written = self._scribe.hand_over()
+        self._scribe.discard()
+        retire = RETIRE if self._has_strange_threads() else STAY
+        outcome = (number, mode, payload, operations, written, begun, duration, used, peak, retire)
+        self._channel.send(wire.OUTCOME, outcome)
         self._status.clear()
         if duration >= _WORTH_MEASURING:
             self._peak_is_own = _procs.reset_peak_memory()
         else:
             self._peak_is_own = False
 
-    # -- large values
-
     def _pack_value(self, value: Any) -> Data | None:
         if value is None:
             return None
         try:
-            return pack(value, self._place_value)
+            return pack(value, self._scribe.place)
         except PayloadError as error:
             raise PayloadError(f"the result cannot be sent back: {error}; return plain data") from error.__cause__
         except (MemoryError, RecursionError) as error:
@@ -268,38 +270,15 @@ class Worker:
                 raise
             raise PayloadError(f"the result cannot be sent back: {describe_error(error)}") from error
 
-    def _place_value(self, stream: Sequence[Any], buffers: Sequence[memoryview] = ()) -> Placed:
-        """Put a large value into a segment, by leave of the launcher, which counts what there is."""
-        layout = Layout(stream, buffers)
-        with self._placing:
-            self._send(wire.WANTED, (layout.size, are_descriptors_scarce()))
-            while True:
-                # Everything else that arrives meanwhile is for later.
-                granted = next((frame for frame in self._frames if frame[0] == wire.GRANTED), None)
-                if granted is not None:
-                    break
-                if not self._receive():
-                    raise ConnectionError
-            self._frames.remove(granted)
-            number, answer = wire.open_body(granted[1])
-            if isinstance(answer, str):
-                raise StoreFullError(answer)
-            uid, fd = fill(answer, layout)
-            written = Written(number, answer, layout.size, uid, fd)
-            self._written.append(written)
-        return Placed(written, layout.spans)
+    def _has_strange_threads(self) -> bool:
+        count = threading.active_count()
+        return count > self._threads and count > self._threads + sum(each.threads for each in self._equipment)
 
-    def _hand_over(self, *, wanted: bool) -> list[tuple[int, bytes, bool]]:
-        """Send the descriptors of what the call wrote; return what the launcher must know of each."""
-        written, self._written = self._written, []
-        fds = [segment.fd for segment in written if segment.fd >= 0]
-        if wanted and fds:
-            with self._sending:
-                wire.send_descriptors(self._channel, fds)
-        _close_all(*fds)
-        return [(segment.number, segment.uid, segment.fd >= 0) for segment in written] if wanted else []
-
-    # -- what a call leaves
+    def _fail_and_end(self, number: int, error: BaseException) -> None:
+        """From a watchdog, which ends this process next: the call that runs has failed."""
+        ran = _clock.monotonic() - self._status.running()[1]
+        outcome = (number, ERROR, tuple(record_error(error)), (), (), _clock.epoch() - ran, ran, 0.0, None, RETIRE)
+        self._channel.send(wire.OUTCOME, outcome)
 
     def _kill_leftovers(self) -> None:
         living = _procs.reap_dead_children(_procs.kept_children)
@@ -323,6 +302,8 @@ class Worker:
         splits: int,
     ) -> TaskContext:
         run_id, params = run
+        resources = self._resources
+        resources.last_words = lambda error: self._fail_and_end(number, error)
         return TaskContext(
             store=view,
             params=params,
@@ -333,8 +314,9 @@ class Worker:
             logger=loaded.logger,
             deadline_at=deadline,
             split_of=lambda state: self._split(splits, state),
-            report=_Progress(self._send, number),
+            report=_Progress(self._channel.send, number),
             is_cancelled=lambda: False,
+            resources=resources,
         )
 
     def _split(self, splits: int, state: Any) -> Any:
@@ -376,14 +358,6 @@ def _item(data: Any, branch: int | None) -> Any:
         ) from error
 
 
-def _handed_over(value: Any) -> Any:
-    """Return plain data in which a segment of ours goes by its number."""
-    if isinstance(value, Placed):
-        assert isinstance(value.segment, Written)
-        return value.segment.number, value.spans
-    return tuple(map(_handed_over, value)) if isinstance(value, tuple) else value
-
-
 def _without_own_frames(error: BaseException) -> BaseException:
     """Drop this module's frames from the traceback: a user looks for their own."""
     trace = error.__traceback__
@@ -408,6 +382,7 @@ _OPENERS: dict[int, Callable[[Any], Any]] = {
     LAYER: ReceivedLayer,
     SPLITS: loads,
     PLACE: wire.open_body,
+    RESOURCES: WorkerResources,
 }
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import secrets
 import threading
 import weakref
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from canobatch import _clock
@@ -16,6 +17,7 @@ from canobatch.engine.run import Run
 from canobatch.engine.station import Shelf
 from canobatch.errors import ConfigurationError, WorkflowError
 from canobatch.pool import default_pool
+from canobatch.resources import Resources
 from canobatch.store import SharedStore
 from canobatch.task import TaskConfig, bind_params
 
@@ -39,6 +41,7 @@ class Workflow:
 
     Args:
         name: For messages, records and loggers.
+        resources: What its tasks find by ``ctx.resource(key)``: `Resources`, or a mapping of key to resource.
         store: The store of all its runs; None: each run has a fresh `SharedStore`.
         params: The dataclass that a run's parameters must fit, if any.
         total_timeout: Seconds a run may take; its single tasks then run in workers.
@@ -57,6 +60,7 @@ class Workflow:
         self,
         name: str,
         *,
+        resources: Resources | Mapping[Any, Any] | None = None,
         store: Store | None = None,
         params: type | None = None,
         total_timeout: float | timedelta | None = None,
@@ -75,6 +79,7 @@ class Workflow:
         if limit is not None and not limit > 0:
             raise ConfigurationError(f"total_timeout must be above 0 seconds, got {total_timeout!r}")
         self._definition = Definition(name, default_config or TaskConfig(), limit, params)
+        self._resources = _as_resources(resources)
         self._store = store
         self._observers: list[Observer] = []
         self._lock = threading.Lock()
@@ -302,6 +307,7 @@ class Workflow:
             params=bind_params(self._definition.params, params),
             token=cancel or CancelToken(),
             shelf=self._shelf,
+            resources=self._resources,
             observers=self._observers,
         )
         return Run(driver)
@@ -309,7 +315,7 @@ class Workflow:
     def _shelf(self, backend: Backend) -> Shelf:
         with self._lock:
             if backend not in self._shelves:
-                self._shelves[backend] = Shelf(backend, self.name)
+                self._shelves[backend] = Shelf(backend, self.name, self._resources)
             return self._shelves[backend]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -330,6 +336,14 @@ class _WorkflowElsewhere:
         if name.startswith("__"):
             raise AttributeError(name)
         raise WorkflowError(f"workflow {self.name!r} cannot be used inside a task (.{name}); build one there")
+
+
+def _as_resources(given: object) -> Resources:
+    if isinstance(given, Resources):
+        return given
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigurationError(f"resources must be Resources or a mapping of key to resource, got {given!r}")
+    return Resources(given)
 
 
 def _check_run(pool: object, run_id: object, cancel: object) -> None:

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from canobatch.definition import label
 from canobatch.effects import describe_error, rebuild_error
 from canobatch.errors import (
+    CircuitOpenError,
     ConfigurationError,
     MemoryLimitError,
     PayloadError,
+    RateLimitedError,
+    ResourceLookupError,
     RetryExhaustedError,
     TaskError,
     TaskTimeoutError,
@@ -20,10 +23,12 @@ from canobatch.join import BranchStatus
 from canobatch.pool import Finished, Lost
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from canobatch.task import TaskConfig
 
 #: Another attempt cannot mend these.
-_HOPELESS = (ConfigurationError, PayloadError)
+_HOPELESS = (ConfigurationError, PayloadError, ResourceLookupError)
 
 
 class Where(NamedTuple):
@@ -100,15 +105,32 @@ def may_retry(config: TaskConfig, error: TaskError) -> bool:
         return False
     if isinstance(error, WorkerLostError):
         return config.retry_lost_worker
-    own = error.__cause__ if type(error) is TaskError and error.__cause__ is not None else error
+    own = _own(error)
+    if isinstance(own, CircuitOpenError):
+        # By hand, in the task: an attempt against an open breaker is of no use, unless it is asked for by name.
+        return config.waits_for_circuit
     return isinstance(own, config.retry_on) and not isinstance(own, _HOPELESS)
+
+
+def delay_before_next(config: TaskConfig, error: TaskError, random: Callable[[], float]) -> float:
+    """Return the seconds from a failed attempt to the next: not less than its error asks for."""
+    delay = config.retry.delay(error.attempt, random)
+    own = _own(error)
+    if isinstance(own, RateLimitedError | CircuitOpenError) and own.retry_after is not None:
+        return max(delay, own.retry_after)
+    return delay
+
+
+def _own(error: TaskError) -> BaseException:
+    """Return the task's own error where there is one."""
+    return error.__cause__ if type(error) is TaskError and error.__cause__ is not None else error
 
 
 def final_error(config: TaskConfig, error: TaskError) -> TaskError:
     """Return what a task that failed for good is reported with."""
     if config.retry.max_attempts == 1 or error.attempt < config.retry.max_attempts:
         return error
-    own = error.__cause__ if type(error) is TaskError and error.__cause__ is not None else error
+    own = _own(error)
     text = f"{error} (attempt {error.attempt} of {config.retry.max_attempts}, the last)"
     exhausted = RetryExhaustedError(
         text,

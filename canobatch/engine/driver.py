@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 from canobatch import _clock
 from canobatch.definition import Map, Single, Split, label
 from canobatch.effects import loads
-from canobatch.engine.attempt import Where, error_of, final_error, may_retry, unpacking_error, wrap
+from canobatch.engine.admission import let_through
+from canobatch.engine.attempt import (
+    Where,
+    delay_before_next,
+    error_of,
+    final_error,
+    may_retry,
+    unpacking_error,
+    wrap,
+)
 from canobatch.engine.report import RunReport, StateReport
 from canobatch.engine.split import SplitExecution
 from canobatch.engine.station import Shelf, Station
@@ -41,6 +50,7 @@ if TYPE_CHECKING:
     from canobatch.pool import Backend, LaneHandle
     from canobatch.pool import Event as PoolEvent
     from canobatch.pool.backend import Header
+    from canobatch.resources import Resources
     from canobatch.store import Store
 
 _log = logging.getLogger(__name__)
@@ -61,6 +71,7 @@ class Driver:
         params: Any,
         token: CancelToken,
         observers: Sequence[Observer] = (),
+        resources: Resources,
         where: str = "parent",
     ) -> None:
         self.definition = definition
@@ -68,6 +79,7 @@ class Driver:
         self.run_id = run_id
         self.token = token
         self.params = params
+        self.resources = resources
         self.path: list[Any] = []
         self.splits: dict[Any, SplitResult] = {}
         self.splits_version = 0
@@ -92,10 +104,11 @@ class Driver:
 
     def run(self) -> Any:
         """Run to an exit state and return it."""
-        forget = self.token.watch(lambda: self._mail.put(None))
+        forget = self.token.watch(self.wake)
         self.emit("run_started")
         try:
-            state = self._walk()
+            with self.resources.held():
+                state = self._walk()
         except BaseException as error:
             self._error = error
             is_cancel = isinstance(error, RunCancelledError)
@@ -192,14 +205,21 @@ class Driver:
         if call is None:
             call = self._calls[state] = bound_call(entry_point(handler.task), (1, 0))
         while True:
+            where = Where(state, None, report.attempts + 1, tuple(self.path))
+            admitted = let_through(self, config, where)
             report.attempts += 1
             view = StoreView(self.store.snapshot().entries, self.store.segments.place)
             context = self.context(state, view, report.attempts)
             try:
-                return call(context), view.operations
+                value = call(context)
             except BaseException as own:  # noqa: BLE001 - SystemExit too is a failed attempt
-                where = Where(state, None, report.attempts, tuple(self.path))
+                admitted.end(None if self.token.is_cancelled else False)
+                # A task that gave up because the run was cancelled has not failed.
+                self.check()
                 error = wrap(own, where)
+            else:
+                admitted.end(True)
+                return value, view.operations
             self._back_off(config, error)
 
     def _attempt_in_worker(
@@ -209,6 +229,8 @@ class Driver:
         header = self.header(state, [handler.task], self._deadline)
         lane = station.lane(state)
         while True:
+            where = Where(state, None, report.attempts + 1, tuple(self.path))
+            admitted = let_through(self, config, where)
             report.attempts += 1
             lane.begin(header, None, 0)
             call = Call(None, report.attempts, None, config.attempt_timeout, config.memory_limit, config.runs_alone)
@@ -217,8 +239,9 @@ class Driver:
                 event = self._await_outcome(lane, state)
             except BaseException:
                 self.kill(lane)
+                admitted.end(None)
                 raise
-            where = Where(state, None, report.attempts, tuple(self.path))
+            admitted.end(isinstance(event, Finished) and event.succeeded)
             if isinstance(event, Finished) and event.succeeded:
                 try:
                     return None if event.payload is None else loads(event.payload), event.operations
@@ -239,7 +262,7 @@ class Driver:
         if not may_retry(config, error):
             raise final_error(config, error)
         self.emit("retry", state=error.state, attempt=error.attempt, detail=error)
-        until = _clock.monotonic() + config.retry.delay(error.attempt, random.random)
+        until = _clock.monotonic() + delay_before_next(config, error, random.random)
         while _clock.monotonic() < until:
             self.mail(None, until)
 
@@ -331,6 +354,7 @@ class Driver:
                 "progress", state=state, attempt=attempt, detail=(done, total, message)
             ),
             is_cancelled=lambda: self.token.is_cancelled,
+            resources=self.resources,
         )
 
     def _split_of(self, state: Any) -> SplitResult:
@@ -345,6 +369,10 @@ class Driver:
             self.store.commit(writes)
         except CommitError as error:
             raise WorkflowError(f"state {label(state)}: {error}", state=state, path=self.path) from error.__cause__
+
+    def wake(self) -> None:
+        """Make `mail` return; from any thread."""
+        self._mail.put(None)
 
     def mail(self, lane: LaneHandle | None, until: float | None) -> list[PoolEvent]:
         """Wait for events of ``lane`` until a time on the monotonic clock; [] when it passed.

@@ -11,12 +11,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from canobatch import _clock
 from canobatch.definition import label
 from canobatch.effects import describe_error, entry_of, loads, pack
-from canobatch.engine.attempt import Where, error_of, final_error, may_retry, status_of, unpacking_error
+from canobatch.engine.admission import Turnstile, refused
+from canobatch.engine.attempt import (
+    Where,
+    delay_before_next,
+    error_of,
+    final_error,
+    may_retry,
+    status_of,
+    unpacking_error,
+)
 from canobatch.engine.branches import Branches
 from canobatch.engine.fold import Fold, FoldError
 from canobatch.engine.records import Records
 from canobatch.errors import ConfigurationError, JoinError, PayloadError, TaskError, WorkflowError
 from canobatch.join import BranchResult, BranchStatus, JoinTally, SplitResult, Verdict
+from canobatch.limits import Semaphore
 from canobatch.pool import Call, Finished, Lost, Progressed
 
 if TYPE_CHECKING:
@@ -62,6 +72,8 @@ class SplitExecution:
         self._total: int | None = None
         self._fold: Fold | None = None
         self._map_config: TaskConfig | None = None
+        #: Once there is something to ask before a call is sent, all go through it.
+        self._gate: Turnstile | None = None
         self._submitted = 0
         self._is_exhausted = False
         self._is_timeout = False
@@ -96,6 +108,8 @@ class SplitExecution:
         self._station = driver.station()
         self._lane = self._station.lane(self._state)
         self._begin()
+        if isinstance(join.bulkhead, Semaphore):
+            self._gate = Turnstile(join.bulkhead, driver.wake)
         try:
             self._until_settled()
         except FoldError as error:
@@ -103,6 +117,8 @@ class SplitExecution:
         finally:
             for call, ran in driver.kill(self._lane):
                 self._cut(call, ran)
+            if self._gate is not None:
+                self._gate.close()
             # Also when a cancel or the run's timeout ends it: what was done is worth knowing.
             total = self._submitted if self._total is None else self._total
             self.result = self._records.collect(total, self._open)
@@ -112,7 +128,8 @@ class SplitExecution:
         needed = self._join.strategy.needed(self._total)
         total = self._total if self._total is not None else 1 << 30
         may_kill = max(0, total - (needed or 1)) if self._join.strategy.stops_early else 0
-        self._lane.begin(self._header, self._join.bulkhead, may_kill)
+        limit = self._join.bulkhead if isinstance(self._join.bulkhead, int) else None
+        self._lane.begin(self._header, limit, may_kill)
 
     def _until_settled(self) -> None:
         driver, tally = self._driver, self._tally
@@ -144,7 +161,8 @@ class SplitExecution:
 
     def _next_deadline(self) -> float | None:
         due = self._back_off[0][0] if self._back_off else None
-        return min((at for at in (due, self._deadline) if at is not None), default=None)
+        gate = None if self._gate is None else self._gate.due
+        return min((at for at in (due, gate, self._deadline) if at is not None), default=None)
 
     # -- branches on their way
 
@@ -167,10 +185,12 @@ class SplitExecution:
         """
         now = _clock.monotonic()
         while self._back_off and self._back_off[0][0] <= now:
-            self._lane.submit([heapq.heappop(self._back_off)[2]])
+            self._send([heapq.heappop(self._back_off)[2]])
+        if self._gate is not None:
+            self._admit()
         if self._is_exhausted:
             return False
-        room = self._lane.room()
+        room = self._lane.room() - (0 if self._gate is None else len(self._gate))
         if self._fold is not None and room:
             room = min(room, self._fold.next + _FOLD_AHEAD * max(room, 64) - self._submitted)
         batch: list[Call] = []
@@ -183,13 +203,40 @@ class SplitExecution:
             is_late = _clock.monotonic() - now > _FEED_PATIENCE
             # An idle worker gets an item as soon as there is one: the next may depend on what it does.
             if is_late or self._lane.is_hungry:
-                self._lane.submit(batch)
+                self._send(batch)
                 batch = []
             if is_late:
                 return not self._is_exhausted
         if batch:
-            self._lane.submit(batch)
+            self._send(batch)
         return False
+
+    def _send(self, calls: list[Call]) -> None:
+        if self._gate is None:
+            self._lane.submit(calls)
+            return
+        for call in calls:
+            assert call.branch is not None
+            self._gate.add(call, self._config(call.branch))
+        self._admit()
+
+    def _admit(self) -> None:
+        """Submit what the gate lets through, and fail what it refuses."""
+        assert self._gate is not None
+        for call, refusal in self._gate.admit(self._lane.slots):
+            if refusal is None:
+                self._lane.submit([call])
+                continue
+            index = call.branch
+            assert index is not None
+            self._driver.emit("circuit_open", state=self._state, branch=index, attempt=call.attempt, detail=refusal)
+            self._fail(index, refused(refusal, Where(self._state, index, call.attempt, self._path)), None)
+            if self._tally.verdict is not Verdict.PENDING:
+                return
+
+    def _leave_gate(self, call: Call, outcome: bool | None) -> None:
+        if self._gate is not None:
+            self._gate.leave(call, outcome)
 
     def _next_call(self) -> Call | None:
         """Return the next branch's first call; None when there are no more."""
@@ -206,6 +253,8 @@ class SplitExecution:
             config = self._config(index)
             if data is False:
                 continue
+            if config.has_gate and self._gate is None:
+                self._gate = Turnstile(None, self._driver.wake)
             self._open[index] = 1
             return Call(index, 1, data, config.attempt_timeout, config.memory_limit, config.runs_alone)
 
@@ -232,6 +281,7 @@ class SplitExecution:
         index = event.call.branch
         assert index is not None
         self.attempts += 1
+        self._leave_gate(event.call, event.succeeded)
         if not event.succeeded:
             self._take_error(event, error_of(event, self._where(event)))
             return
@@ -246,6 +296,7 @@ class SplitExecution:
 
     def _take_loss(self, event: Lost) -> None:
         self.attempts += 1
+        self._leave_gate(event.call, False)
         self._take_error(event, error_of(event, self._where(event)))
 
     def _where(self, event: Finished | Lost) -> Where:
@@ -287,7 +338,7 @@ class SplitExecution:
         self._open[index] = call.attempt + 1
         # A retried branch is likely to fail again: nothing should wait behind it.
         again = Call(index, call.attempt + 1, call.item, call.timeout, call.memory_limit, True)
-        due = _clock.monotonic() + config.retry.delay(call.attempt, random.random)
+        due = _clock.monotonic() + delay_before_next(config, error, random.random)
         heapq.heappush(self._back_off, (due, next(self._order), again))
 
     def _fail(self, index: int, error: TaskError, event: Finished | Lost | None) -> None:
@@ -310,6 +361,7 @@ class SplitExecution:
     def _cut(self, call: Call, ran: float | None) -> None:
         index = call.branch
         assert index is not None
+        self._leave_gate(call, None)
         self._open.pop(index, None)
         began = None if ran is None else _clock.as_utc(_clock.epoch() - ran)
         self._records.add(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from canobatch.effects import Data
     from canobatch.join import SplitResult
     from canobatch.pool import Backend, Event, LaneHandle
+    from canobatch.resources import Resources
     from canobatch.segments import Segments
     from canobatch.snapshot import Layer, Snapshot
 
@@ -35,9 +36,11 @@ class Shelf:
     Thread-safe. Dropped with the workflow.
     """
 
-    def __init__(self, backend: Backend, workflow: str) -> None:
+    def __init__(self, backend: Backend, workflow: str, resources: Resources) -> None:
         self._backend = backend
         self._workflow = workflow
+        self._resources = resources
+        self._resources_number: int | None = None
         self._lock = threading.Lock()
         self._task_sets: dict[Any, int] = {}
         #: Class or function of ``__main__``, by name, and the number it was shared under.
@@ -49,10 +52,29 @@ class Shelf:
         weakref.finalize(self, backend.forget, numbers).atexit = False
 
     @property
-    def mains(self) -> tuple[int, ...]:
-        """The numbers of all classes of ``__main__`` shared so far."""
+    def needs(self) -> tuple[int, ...]:
+        """The numbers of all classes of ``__main__`` shared so far, and of the workflow's resources."""
         with self._lock:
-            return tuple(dict.fromkeys(number for _, number in self._mains.values()))
+            mains = tuple(dict.fromkeys(number for _, number in self._mains.values()))
+            return mains if self._resources_number is None else (*mains, self._resources_number)
+
+    def share_resources(self) -> None:
+        """Share the workflow's resources, if it has any and this is the first time.
+
+        Raises:
+            ResourceError: One of them cannot be sent to a worker.
+        """
+        if not self._resources or self._resources_number is not None:
+            return
+        packed = self._resources.packed()
+        data = dumps(packed)
+        for each in packed.values():
+            self.share_mains(each or b"", by_value=True)
+        self.share_mains(data)
+        with self._lock:
+            if self._resources_number is None:
+                self._resources_number = self._backend.share(worker.RESOURCES, data)
+                self._numbers.append(self._resources_number)
 
     def task_set(self, state: Any, tasks: list[Any], *, is_map: bool) -> int:
         """Return the number of a state's tasks, which are the same for every run."""
@@ -134,6 +156,7 @@ class Station:
         self._snapshot: tuple[Snapshot, tuple[int, ...]] | None = None
         self._splits: tuple[int, int, list[Data]] | None = None
         self._place: tuple[tuple[list[str], str], int] | None = None
+        shelf.share_resources()
         data = _packed_run(run_id, params)
         shelf.share_mains(data)
         self._run = backend.share(worker.RUN, segments.place_if_large(data))
@@ -173,12 +196,12 @@ class Station:
         version = self._publish(snapshot)
         ended = self._share_splits(splits, splits_version)
         place = self._share_place()
-        return Header((place, *self._shelf.mains), self._run, definition, version, ended, deadline)
+        return Header((place, *self._shelf.needs), self._run, definition, version, ended, deadline)
 
     def need_mains(self, data: Data, header: Header) -> Header:
         """Return ``header``, extended by the classes of ``__main__`` that an item refers to."""
-        if self._shelf.share_mains(data):
-            return header._replace(needs=(header.needs[0], *self._shelf.mains))
+        if (type(data) is not bytes or b"__main__" in data) and self._shelf.share_mains(data):
+            return header._replace(needs=(header.needs[0], *self._shelf.needs))
         return header
 
     def close(self) -> None:

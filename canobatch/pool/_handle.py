@@ -55,7 +55,7 @@ class WorkerHandle:
         self._withheld: tuple[int, int] | None = None
         self._has: set[int] = set()
         #: What the call that runs may write to shared memory, by number.
-        self._grants: dict[int, tuple[Segments, Grant]] = {}
+        self.grants: dict[int, tuple[Segments, Grant]] = {}
         self._last_grant = 0
 
     def take_child_ends(self) -> list[int]:
@@ -93,7 +93,7 @@ class WorkerHandle:
         try:
             if segments is not None:
                 grant = segments.grant(size, spare_descriptors=spare_descriptors)
-                self._grants[self._last_grant] = segments, grant
+                self.grants[self._last_grant] = segments, grant
                 answer = grant.ticket
         except StoreError as error:
             answer = str(error)
@@ -111,7 +111,7 @@ class WorkerHandle:
                 if has_descriptor and (self.inbox.has_lost_descriptors or not self.inbox.descriptors):
                     self.is_leaving = True
                     raise PayloadError("a large result was lost, because this process has no descriptor left")
-                segments, grant = self._grants.pop(number)
+                segments, grant = self.grants.pop(number)
                 fd = self.inbox.descriptors.popleft() if has_descriptor else -1
                 adopted[number] = segments.adopt(grant, uid, fd)
         finally:
@@ -119,9 +119,9 @@ class WorkerHandle:
         return adopted
 
     def _cancel_grants(self) -> None:
-        for _, grant in self._grants.values():
+        for _, grant in self.grants.values():
             grant.cancel()
-        self._grants.clear()
+        self.grants.clear()
 
     def running(self) -> tuple[int, float]:
         """Return the number of the call that runs and when it began; (0, 0.0) when none does."""

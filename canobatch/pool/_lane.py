@@ -67,7 +67,12 @@ class Lane:
     @property
     def is_hungry(self) -> bool:
         """Whether a worker could begin one more call at once."""
-        return not self.pending and len(self.workers) < min(self._pool.size_hint, self.limit or self._pool.size_hint)
+        return not self.pending and len(self.workers) < self.slots
+
+    @property
+    def slots(self) -> int:
+        """How many calls may run at a time."""
+        return min(self._pool.size_hint, self.limit or self._pool.size_hint)
 
     def room(self) -> int:
         """Return how many more calls it is worth to submit now: what keeps every worker's window full."""

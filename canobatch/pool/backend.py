@@ -128,6 +128,10 @@ class LaneHandle(Protocol):
     def is_hungry(self) -> bool:
         """Whether a worker could begin one more call at once."""
 
+    @property
+    def slots(self) -> int:
+        """How many calls may run at a time."""
+
     def room(self) -> int:
         """Return how many more calls it is worth to submit now."""
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from canobatch import _clock, _procs, wire, worker
+from canobatch.broker import close_broker
 from canobatch.effects import record_error
 from canobatch.errors import ConfigurationError, PayloadError, PoolClosedError, WorkerLostError
 from canobatch.packing import pack_definition
@@ -154,6 +155,9 @@ class WorkerPool:
             stopping = [Stopped(lane, lane.begun, True) for lane in self.stopping_lanes()]
             self._drop_everything()
         deliver(stopping)
+        if not any(pool.has_workers for pool in list(pools)):
+            # Nobody is left to ask for what lives here.
+            close_broker()
 
     def __enter__(self) -> Self:
         return self
@@ -270,7 +274,8 @@ class WorkerPool:
         lane = handle.lane
         for number, mode, payload, operations, written, begun, duration, used, peak, retire in outcomes:
             call = handle.finish(number)
-            mode, payload, operations = _adopted(handle, mode, payload, operations, written)
+            if handle.grants:
+                mode, payload, operations = _adopted(handle, mode, payload, operations, written)
             handle.is_leaving = handle.is_leaving or retire == worker.RETIRE
             if lane is None or call is None:
                 continue
@@ -398,6 +403,11 @@ class WorkerPool:
     def is_usable(self) -> bool:
         """Whether calls can be submitted: it is open and this process's own."""
         return not self._is_closed and self._pid == os.getpid() and self._error is None
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether it has been started and not closed."""
+        return self._keeper is not None and not self._is_closed
 
     def forget_in_child(self) -> None:
         """In a forked child: leave the processes alone, and their channels to the parent."""

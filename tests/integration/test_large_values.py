@@ -275,9 +275,10 @@ def test_a_new_version_of_a_large_store_costs_little_to_publish(tmp_path):
     for number in range(20_000):
         store.put(f"k{number}", number)
     trace = tmp_path / "layers"
+    workflow = map_of(read_k7, [0], ALL, into="seen", workflow={"store": store})
     with WorkerPool(1, initializer=_MeasureLayers(str(trace))) as pool:
         for number in range(20):
-            ran(map_of(read_k7, [0], ALL, into="seen", workflow={"store": store}), pool)
+            ran(workflow, pool)
             assert store.get("seen") == [7 if number == 0 else number - 1]
             store.put("k7", number)
     sizes = sorted(map(int, trace.read_text().split()))
@@ -333,6 +334,7 @@ def sum_keys(ctx, part):
     return total
 
 
+@pytest.mark.stress
 @pytest.mark.skipif(available_memory() < 8_000 * MB, reason="needs 8 GB of free memory")
 def test_one_value_of_two_gigabytes(shared_pool):
     """One value beyond 2 GiB goes to a worker and comes back; a single write or read of the kernel's is shorter."""
@@ -490,9 +492,69 @@ print("segments of the other kind:", len(tests.segments_of(os.getpid())))
 
 
 def test_the_same_holds_for_named_blocks(run_script):
-    """All of it works with named blocks too, without a warning, and leaves none of them."""
-    env = {"CANOBATCH_SEGMENTS": "shm", "PYTHONWARNINGS": "error"}
-    ended = run_script(SCRIPT, *(test.__name__ for test in BOTH), env=env, timeout=110.0)
+    """All of it works with named blocks too, and leaves none of them."""
+    ended = run_script(SCRIPT, *(test.__name__ for test in BOTH), env={"CANOBATCH_SEGMENTS": "shm"}, timeout=110.0)
     assert ended.stderr == ""
     assert ended.returncode == 0
     assert ended.stdout.splitlines()[-1] == "segments of the other kind: 0"
+
+
+QUIET = """
+import numpy as np
+from canobatch import JoinStrategy, SharedStore, WorkerPool
+from tests.support import values
+from tests.support.branches import map_of, ran, split_of
+
+store = SharedStore()
+store.put("value", np.arange(300_000))
+held = store.get("value")
+with WorkerPool(2) as pool:
+    _, run = ran(map_of(values.make_array, range(4), JoinStrategy.all(), into="all", workflow={"store": store}), pool)
+    ran(split_of([values.look_at_key] * 2, JoinStrategy.all(), workflow={"store": store}), pool)
+    results = store.get("all")
+print(held.sum(), len(results))
+"""
+
+
+@pytest.mark.parametrize("end", ["", "del store, held, results, run", "import os; os._exit(0)", "1 / 0"])
+@pytest.mark.parametrize("kind", ["memfd", "shm"])
+def test_nothing_warns_at_exit(kind, end, run_script):
+    """A script that ends with values still held, or in another way, prints no warning: not of a leak, not of anything."""
+    ended = run_script(QUIET + end, env={"CANOBATCH_SEGMENTS": kind, "PYTHONWARNINGS": "error"})
+    assert ended.stdout == "44999850000 4\n"
+    errors = [line for line in ended.stderr.splitlines() if "Warning" in line or "leaked" in line or "ignored" in line]
+    assert errors == []
+    assert (ended.stderr == "") == (end != "1 / 0")
+
+
+TRACKED = """
+import os, sys
+from multiprocessing import resource_tracker
+import numpy as np
+from canobatch import JoinStrategy, SharedStore, WorkerPool
+from tests.support import values
+from tests.support.branches import map_of, ran
+
+heard = []
+
+def listen():
+    "In a worker: fail whatever registers something with a resource tracker."
+    def refuse(*arguments):
+        raise AssertionError(f"registered {arguments}")
+    resource_tracker.register = resource_tracker._resource_tracker.register = refuse
+
+listen()
+store = SharedStore()
+store.put("value", np.arange(300_000))
+with WorkerPool(2, initializer=listen) as pool:
+    ran(map_of(values.make_named, ["array", "bytes"], JoinStrategy.all(), into="all", workflow={"store": store}), pool)
+    ran(map_of(values.digest_item, [np.ones(300_000)] * 2, JoinStrategy.all(), workflow={"store": store}), pool)
+print(resource_tracker._resource_tracker._pid, store.get("value").sum(), len(store.get("all")))
+"""
+
+
+@pytest.mark.parametrize("kind", ["memfd", "shm"])
+def test_no_resource_tracker_hears_of_a_segment(kind, run_script):
+    """Neither the launcher nor a worker registers what it opens: a tracker would remove it under others, or warn."""
+    ended = run_script(TRACKED, env={"CANOBATCH_SEGMENTS": kind})
+    assert (ended.stdout, ended.stderr) == ("None 44999850000 2\n", "")

@@ -418,6 +418,5 @@ def main(channel: int, status: int, keeper: int, nice: int) -> None:
     """Run a worker on the inherited descriptors; returns when the pool lets it go."""
     _enter(keeper, channel, status)
     _procs.set_priority(nice)
-    sock = socket.socket(fileno=channel)
-    with suppress(ConnectionError):
+    with socket.socket(fileno=channel) as sock, suppress(ConnectionError):
         Worker(sock, StatusPage(status)).serve()

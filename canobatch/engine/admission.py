@@ -42,7 +42,8 @@ class Pass:
             permit.end(outcome)
 
 
-_FREE = Pass([])
+#: For what nothing is asked.
+FREE = Pass([])
 
 
 def enter(config: TaskConfig, bulkhead: Semaphore | None = None) -> Pass | float:
@@ -94,7 +95,7 @@ def let_through(driver: Driver, config: TaskConfig, where: Where) -> Pass:
         CanobatchError: The run was cancelled or its time is up.
     """
     if not config.has_gate:
-        return _FREE
+        return FREE
     watched: Brokered | None = config.circuit_breaker
     forget = None if watched is None or not watched.is_here else watched.watch(driver.wake)
     try:

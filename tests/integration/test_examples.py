@@ -115,6 +115,40 @@ def test_queue_consumer(output_of: OutputOf) -> None:
     assert summary == "consumed 25 items in 4 batches"
 
 
+def test_processing_models(output_of: OutputOf) -> None:
+    """The tour goes through a state of each model, in their order."""
+    output = output_of("processing_models.py")
+    assert output.startswith("path: WAIT SETTLE PICK PARSE COMPARE PAGES FEED PUBLISH DONE\n")
+    assert "refused readings: [40, 41]" in output
+    assert last_line(output) == "DONE after 8 states"
+
+
+def test_saga_payment(output_of: OutputOf) -> None:
+    """Each order ends as it should, and the books say what is in effect."""
+    assert output_of("saga_payment.py").splitlines() == [
+        "lamp: done; the books say: charged, reserved, shipped",
+        "chair: undone: there is no address to ship to; the books say: refunded, released",
+        "table: failed and not undone: the bank takes back no 199.00; the books say: charged, released",
+        "1 shipped, 1 undone, 1 to be seen to by hand",
+    ]
+
+
+def test_on_request(output_of: OutputOf) -> None:
+    """Each request is a run with a store of its own; its exit state is the answer's status."""
+    hello, blank, _, summary = output_of("on_request.py").splitlines()
+    assert hello == """'Hello World From Cano': 200 {"words": 4, "upper": "HELLO WORLD FROM CANO"}"""
+    assert blank == """'   ': 400 {"error": "the text is blank"}"""
+    assert summary == "22 requests: 21 answered, 1 refused"
+
+
+def test_etl_pipeline(output_of: OutputOf) -> None:
+    """What is loaded is what was made, to the cent, in as many blocks as there are."""
+    *months, summary = output_of("etl_pipeline.py", 25_000).splitlines()
+    assert len(months) == 12
+    assert summary.startswith("25000 orders in 3 blocks: ")
+    assert summary.endswith("EUR, as expected")
+
+
 # ---------------------------------------------------------------- ad exchange
 
 

@@ -519,7 +519,7 @@ print(held.sum(), len(results))
 @pytest.mark.parametrize("end", ["", "del store, held, results, run", "import os; os._exit(0)", "1 / 0"])
 @pytest.mark.parametrize("kind", ["memfd", "shm"])
 def test_nothing_warns_at_exit(kind, end, run_script):
-    """A script that ends with values still held, or in another way, prints no warning: not of a leak, not of anything."""
+    """A script that ends with values still held, or in another way, prints no warning of anything."""
     ended = run_script(QUIET + end, env={"CANOBATCH_SEGMENTS": kind, "PYTHONWARNINGS": "error"})
     assert ended.stdout == "44999850000 4\n"
     errors = [line for line in ended.stderr.splitlines() if "Warning" in line or "leaked" in line or "ignored" in line]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import re
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ _SEGMENT = re.compile(r"/memfd:canobatch \(deleted\)$")
 
 
 def segments_of(*pids: int) -> dict[int, int]:
-    """Return the size of each memfd segment, by inode, that these processes hold open or mapped."""
+    """Return the size in whole pages of each memfd segment, by inode, that these processes hold open or mapped."""
     found: dict[int, int] = {}
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -26,7 +27,7 @@ def segments_of(*pids: int) -> dict[int, int]:
                 with contextlib.suppress(OSError):
                     if _SEGMENT.search(os.readlink(f"/proc/{pid}/fd/{name}")):
                         status = os.stat(f"/proc/{pid}/fd/{name}")
-                        found[status.st_ino] = max(status.st_size, found.get(status.st_ino, 0))
+                        found[status.st_ino] = -(-status.st_size // mmap.PAGESIZE) * mmap.PAGESIZE
     return found
 
 

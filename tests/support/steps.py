@@ -13,7 +13,7 @@ import numpy as np
 
 from canobatch import Retry, Task, TaskConfig, segments, status, wire, worker
 from canobatch.store.base import IndexedStore
-from tests.support.branches import FOREVER, mark
+from tests.support.branches import FOREVER, await_marks, mark
 
 #: Elements of each array: 1.6 MB.
 SIZE = 200_000
@@ -133,6 +133,18 @@ class Write(Task):
         ctx.store.put("unused", np.full(SIZE, 3.0))
         ctx.store.remove("unused")
         return np.full(SIZE, 4.0)
+
+
+@dataclass
+class Win(Task):
+    """Ends once the others are where they should be."""
+
+    places: list[str]
+
+    def run(self) -> str:
+        for place in self.places:
+            await_marks(place, "there")
+        return "won"
 
 
 def write_at_random(ctx: Any, item: Any) -> Any:

@@ -9,6 +9,7 @@ to the process that got it, and returns when the kernel has closed its connectio
 
 from __future__ import annotations
 
+import atexit
 import marshal
 import os
 import pickle
@@ -391,3 +392,4 @@ def _start_anew() -> None:
 
 
 os.register_at_fork(after_in_child=_start_anew)
+atexit.register(links.close)

@@ -83,7 +83,7 @@ class Broker:
         self._listener.bind(address)
         self._listener.listen(128)
         self._listener.setblocking(False)
-        self._wake_lock = threading.Lock()
+        self._wake_lock = threading.RLock()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
         self._epoll.register(self._listener, select.EPOLLIN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import inspect
 import logging
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -483,3 +484,7 @@ def _close_all() -> None:
     # A run in the background ends with the process; what it holds is torn down all the same.
     for resources in list(_held):
         resources.close()
+
+
+# A forked child has copies of what its parent holds.
+os.register_at_fork(after_in_child=_held.clear)

@@ -284,6 +284,33 @@ def test_w15_a_run_that_ends_with_the_process_is_torn_down(run_script):
     assert (done.returncode, done.stdout) == (0, "db down\n")
 
 
+FORKED = """
+import os, sys, threading
+from canobatch import Resource, Workflow
+
+class Db(Resource):
+    def teardown(self): print("db down", flush=True)
+
+inside, go_on = threading.Event(), threading.Event()
+flow = Workflow("w", resources={"db": Db()})
+flow.register("s", lambda: inside.set() or go_on.wait() and "end").add_exit_state("end")
+run = flow.start("s")
+inside.wait()
+pid = os.fork()
+if pid == 0:
+    sys.exit(0)
+print("child", os.waitpid(pid, 0)[1], flush=True)
+go_on.set()
+run.wait()
+"""
+
+
+def test_a_forked_child_tears_down_nothing(run_script):
+    """A child of the launcher that ends normally leaves alone what its parent's run holds."""
+    done = run_script(FORKED)
+    assert done.stdout == "child 0\ndb down\n"
+
+
 # ---------------------------------------------------------------- in a worker
 
 

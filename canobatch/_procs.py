@@ -382,3 +382,35 @@ def _stop_marked(mark: bytes, deadline: float) -> dict[int, int]:
                 roots[pid] = pidfd
         quiet = quiet + 1 if len(roots) == found else 0
     return roots
+
+
+# -- who a process is, for whoever finds its name later
+
+
+def start_ticks(pid: int) -> int:
+    """Return when ``pid`` started, in the kernel's ticks since boot; 0 when there is no such process.
+
+    Unlike a time of day it does not move with the clock, so with the boot's id it tells a process from a later
+    one of that number.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return 0
+    return int(text[text.rindex(b")") + 2 :].split()[19])
+
+
+def boot_id() -> str:
+    """Return the id of this boot of the machine, or ""."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def pid_namespace() -> int:
+    """Return the inode of this process's pid namespace, or 0."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0

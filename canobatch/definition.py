@@ -94,6 +94,8 @@ class Definition:
     total_timeout: float | None = None
     compensation_timeout: float | None = None
     params: type | None = None
+    #: Only a definition of the same version may resume a run.
+    version: int = 0
     handlers: dict[Any, Handler] = field(default_factory=dict)
     exits: dict[Any, None] = field(default_factory=dict)
     is_frozen: bool = False

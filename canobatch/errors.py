@@ -23,6 +23,10 @@
     │   ├── StoreTypeError (TypeError)
     │   ├── StoreFullError (MemoryError)
     │   └── CommitError                      writes of accepted tasks could not be applied
+    ├── JournalError                         a journal cannot be read or written
+    │   ├── RunNotFoundError (KeyError)
+    │   ├── RunInUseError                    the run has a living owner, or exists already
+    │   └── VersionMismatchError             the run was made by another definition
     ├── PoolClosedError (RuntimeError)       a call on a pool that was closed or belongs to another process
     ├── CompensationError                    a run failed, and so did some of its roll-back
     └── RunCancelledError                    the run was cancelled
@@ -330,6 +334,63 @@ class CommitError(StoreError):
     def __init__(self, message: str, *, writer: str = "", key: str | None = None) -> None:
         super().__init__(message, key=key)
         self.writer = writer
+
+
+class JournalError(CanobatchError):
+    """A journal cannot be read or written; what it holds is as it was.
+
+    Attributes:
+        path: The file it is about, or "".
+        reason: What is wrong, in one word: "full", "readonly", "corrupt", "newer", "foreign", "busy", "closed",
+            "network", "io", "duplicate", or "" for one of the classes below.
+    """
+
+    def __init__(self, message: str, *, path: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+        self.reason = reason
+
+
+class RunNotFoundError(JournalError, KeyError):
+    """The journal has no run of this id.
+
+    Attributes:
+        run_id: The id.
+    """
+
+    def __init__(self, message: str, *, run_id: str = "", **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.run_id = run_id
+
+
+class RunInUseError(JournalError):
+    """The run has a living owner, or a new run was to have the id of one that exists.
+
+    Attributes:
+        run_id: The id.
+        pid: The owner's process, None where that is not known.
+    """
+
+    def __init__(self, message: str, *, run_id: str = "", pid: int | None = None, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.run_id = run_id
+        self.pid = pid
+
+
+class VersionMismatchError(JournalError):
+    """The run was begun by another workflow, version or interpreter than the one that is to resume it.
+
+    Attributes:
+        run_id: The id.
+        recorded: What the journal says.
+        present: What was found here.
+    """
+
+    def __init__(self, message: str, *, run_id: str = "", recorded: str = "", present: str = "", **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.run_id = run_id
+        self.recorded = recorded
+        self.present = present
 
 
 class PoolClosedError(CanobatchError, RuntimeError):

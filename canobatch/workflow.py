@@ -13,7 +13,9 @@ from canobatch import _clock
 from canobatch.cancel import CancelToken
 from canobatch.definition import Definition, Map, Single, Split
 from canobatch.engine.driver import Driver
+from canobatch.engine.resume import begin, resume
 from canobatch.engine.run import Run
+from canobatch.engine.scribe import Scribe
 from canobatch.engine.station import Shelf
 from canobatch.errors import ConfigurationError, WorkflowError
 from canobatch.models import CompensatableTask, SteppedTask, StreamTask
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from canobatch.join import JoinConfig
+    from canobatch.journal import Journal
     from canobatch.observe import Observer
     from canobatch.pool import Backend
     from canobatch.store import Store
@@ -44,6 +47,10 @@ class Workflow:
         name: For messages, records and loggers.
         resources: What its tasks find by ``ctx.resource(key)``: `Resources`, or a mapping of key to resource.
         store: The store of all its runs; None: each run has a fresh `SharedStore`.
+        journal: What remembers its runs, so that they can be resumed; None: nothing does. What a task does outside
+            the store is done again if the process ends before the task's outcome is recorded: give it an idempotency
+            key made of ``ctx.run_id``, ``ctx.state`` and ``ctx.branch``.
+        version: Another number makes runs of before not resumable.
         params: The dataclass that a run's parameters must fit, if any.
         total_timeout: Seconds a run may take; its single tasks then run in workers.
         compensation_timeout: Seconds for which a cancel and the total timeout wait for a `CompensatableTask`, and
@@ -65,6 +72,8 @@ class Workflow:
         *,
         resources: Resources | Mapping[Any, Any] | None = None,
         store: Store | None = None,
+        journal: Journal | None = None,
+        version: int = 0,
         params: type | None = None,
         total_timeout: float | timedelta | None = None,
         compensation_timeout: float | timedelta | None = None,
@@ -76,11 +85,16 @@ class Workflow:
             raise ConfigurationError(f"params must be a dataclass, got {params!r}; decorate it with @dataclass")
         if default_config is not None and not isinstance(default_config, TaskConfig):
             raise ConfigurationError(f"default_config must be a TaskConfig, got {default_config!r}")
+        if journal is not None and not hasattr(journal, "take_over"):
+            raise ConfigurationError(f"journal must be a SqliteJournal or the like, got {journal!r}")
+        if isinstance(version, bool) or not isinstance(version, int):
+            raise ConfigurationError(f"version must be a whole number, got {version!r}")
         limit = _limit("total_timeout", total_timeout)
         grace = _limit("compensation_timeout", compensation_timeout)
-        self._definition = Definition(name, default_config or TaskConfig(), limit, grace, params)
+        self._definition = Definition(name, default_config or TaskConfig(), limit, grace, params, version)
         self._resources = _as_resources(resources)
         self._store = store
+        self._journal = journal
         self._observers: list[Observer] = []
         self._lock = threading.Lock()
         self._shelves: weakref.WeakKeyDictionary[Backend, Shelf] = weakref.WeakKeyDictionary()
@@ -342,23 +356,86 @@ class Workflow:
             ConfigurationError: As for `orchestrate`.
         """
         _check_run(pool, run_id, cancel)
+        self._freeze()
+        definition, journal = self._definition, self._journal
+        definition.validate_initial(initial)
+        bound = bind_params(definition.params, params)
+        store: Store = SharedStore() if self._store is None else self._store
+        run_id = run_id or _new_run_id()
+        scribe = Scribe(definition) if journal is None else begin(definition, journal, run_id, initial, bound, store)
+        return self._run(initial, run_id, bound, store, scribe, pool, cancel)
+
+    def resume(self, run_id: str, *, pool: Backend | None = None, cancel: CancelToken | None = None) -> Any:
+        """Go on with a run that was interrupted, that failed, or whose cancel kept it; return its exit state.
+
+        Its store, its parameters and every recorded outcome are as they were; only what was not recorded is
+        done. Recorded failures are tried again, with fresh attempts. Deadlines start anew. A run that is through
+        returns its exit state at once.
+
+        Args:
+            run_id: Which run; of this process or another.
+            pool: Where branches run; None: this process's default pool.
+            cancel: Cancels the run from elsewhere.
+
+        Raises:
+            ConfigurationError: The workflow has no journal.
+            RunNotFoundError: The journal has no such run.
+            RunInUseError: Its owner lives.
+            VersionMismatchError: It was begun by another workflow, version or interpreter, or its items are others.
+            JournalError: The journal cannot be read.
+            CanobatchError: As for `orchestrate`; for a run that ended for good, what it ended with.
+        """
+        return self.start_resume(run_id, pool=pool, cancel=cancel).wait_through_interrupt()
+
+    def start_resume(self, run_id: str, *, pool: Backend | None = None, cancel: CancelToken | None = None) -> Run:
+        """Begin what `resume` does, in the background, and return the run's handle.
+
+        Raises:
+            CanobatchError: As for `resume`.
+        """
+        _check_run(pool, run_id, cancel)
+        self._freeze()
+        if self._journal is None:
+            text = f"workflow {self.name!r} has no journal to resume {run_id} from; give it one with journal=..."
+            raise ConfigurationError(text)
+        store: Store = SharedStore() if self._store is None else self._store
+        scribe, state, params = resume(self._definition, self._journal, run_id, store)
+        return self._run(state, run_id, params, store, scribe, pool, cancel)
+
+    def _freeze(self) -> None:
         if not self._definition.is_frozen:
             self._definition.validate()
             self._definition.is_frozen = True
-        self._definition.validate_initial(initial)
-        driver = Driver(
-            self._definition,
-            initial,
-            store=SharedStore() if self._store is None else self._store,
-            backend=default_pool if pool is None else lambda: pool,
-            run_id=run_id or _new_run_id(),
-            params=bind_params(self._definition.params, params),
-            token=cancel or CancelToken(),
-            shelf=self._shelf,
-            resources=self._resources,
-            observers=self._observers,
-        )
-        return Run(driver)
+
+    def _run(
+        self,
+        state: Any,
+        run_id: str,
+        params: Any,
+        store: Store,
+        scribe: Scribe,
+        pool: Backend | None,
+        cancel: CancelToken | None,
+    ) -> Run:
+        try:
+            return Run(
+                Driver(
+                    self._definition,
+                    state,
+                    store=store,
+                    backend=default_pool if pool is None else lambda: pool,
+                    run_id=run_id,
+                    params=params,
+                    token=cancel or CancelToken(),
+                    shelf=self._shelf,
+                    resources=self._resources,
+                    observers=self._observers,
+                    scribe=scribe,
+                )
+            )
+        except BaseException:
+            scribe.close()
+            raise
 
     def _shelf(self, backend: Backend) -> Shelf:
         with self._lock:
@@ -386,6 +463,14 @@ class _WorkflowElsewhere:
         raise WorkflowError(f"workflow {self.name!r} cannot be used inside a task (.{name}); build one there")
 
 
+def _as_resources(given: object) -> Resources:
+    if isinstance(given, Resources):
+        return given
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigurationError(f"resources must be Resources or a mapping of key to resource, got {given!r}")
+    return Resources(given)
+
+
 def _limit(name: str, value: float | timedelta | None) -> float | None:
     try:
         limit = None if value is None else _clock.as_seconds(value)
@@ -394,14 +479,6 @@ def _limit(name: str, value: float | timedelta | None) -> float | None:
     if limit is not None and not limit > 0:
         raise ConfigurationError(f"{name} must be above 0 seconds, got {value!r}")
     return limit
-
-
-def _as_resources(given: object) -> Resources:
-    if isinstance(given, Resources):
-        return given
-    if given is not None and not isinstance(given, Mapping):
-        raise ConfigurationError(f"resources must be Resources or a mapping of key to resource, got {given!r}")
-    return Resources(given)
 
 
 def _check_run(pool: object, run_id: object, cancel: object) -> None:

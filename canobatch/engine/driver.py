@@ -22,12 +22,14 @@ from canobatch.engine.attempt import (
 from canobatch.engine.patience import Patience
 from canobatch.engine.report import RunReport, StateReport
 from canobatch.engine.saga import Saga
+from canobatch.engine.scribe import Scribe
 from canobatch.engine.single import run_single
 from canobatch.engine.split import SplitExecution
 from canobatch.engine.station import Shelf, Station
 from canobatch.errors import (
     CommitError,
     CompensationError,
+    JournalError,
     PayloadError,
     RunCancelledError,
     TaskError,
@@ -37,6 +39,7 @@ from canobatch.errors import (
 from canobatch.observe import Event, Observer
 from canobatch.pool import Broken, Call, Finished, Lost, Progressed, Stopped
 from canobatch.task import TaskConfig, TaskContext
+from canobatch.view import StoreView
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -51,7 +54,6 @@ if TYPE_CHECKING:
     from canobatch.resources import Resources
     from canobatch.snapshot import Snapshot
     from canobatch.store import Store
-    from canobatch.view import StoreView
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class Driver:
         observers: Sequence[Observer] = (),
         resources: Resources,
         where: str = "parent",
+        scribe: Scribe | None = None,
     ) -> None:
         self.definition = definition
         self.store = store
@@ -80,8 +83,10 @@ class Driver:
         self.token = token
         self.params = params
         self.resources = resources
-        self.path: list[Any] = []
-        self.splits: dict[Any, SplitResult] = {}
+        self.scribe = scribe or Scribe(definition)
+        self._states = self.scribe.earlier_visits()
+        self.path: list[Any] = [report.state for report in self._states]
+        self.splits = self.scribe.earlier_splits()
         self.splits_version = 0
         self._initial = initial
         self._backend = backend
@@ -89,7 +94,6 @@ class Driver:
         self._observers = tuple(observers)
         self._where = where
         self._logger = logging.getLogger(f"canobatch.{definition.name}")
-        self._states: list[StateReport] = []
         self._started = _clock.monotonic()
         self._started_at = _clock.as_utc(_clock.epoch())
         self._ended: float | None = None
@@ -110,14 +114,17 @@ class Driver:
     def run(self) -> Any:
         """Run to an exit state and return it."""
         forget = self.token.watch(self.wake)
-        self.emit("run_started")
+        self.emit("run_resumed" if self.scribe.is_resumed else "run_started")
         try:
             with self.resources.held(), self._saga.rolled_back():
                 state = self._walk()
+            self.scribe.end(state, None, is_kept=True)
         except BaseException as error:
             self._error = error
+            self._record_end(error)
             own = error.original if isinstance(error, CompensationError) else error
-            self.emit("run_cancelled" if isinstance(own, RunCancelledError) else "run_failed", detail=error)
+            is_cancel = self.token.is_cancelled and isinstance(own, RunCancelledError)
+            self.emit("run_cancelled" if is_cancel else "run_failed", detail=error)
             raise
         else:
             self.emit("run_finished", state=state)
@@ -128,10 +135,18 @@ class Driver:
                 self._station.close()
             self._ended = _clock.monotonic()
 
+    def _record_end(self, error: BaseException) -> None:
+        try:
+            self.scribe.end(self.path[-1] if self.path else None, error, is_kept=self.token.is_kept)
+        except JournalError:
+            # The run's own error is the one to tell; the journal has the run as interrupted.
+            _log.exception("the end of run %s could not be recorded", self.run_id)
+
     def _walk(self) -> Any:
         definition, state = self.definition, self._initial
         while True:
             self.path.append(state)
+            self.scribe.enter(state)
             self.emit("state_entered", state=state)
             # An exit before a cancel: a run that is through is not undone by a late one.
             if state in definition.exits:
@@ -193,7 +208,10 @@ class Driver:
     def back_off(self, config: TaskConfig, error: TaskError) -> None:
         """Wait until the next attempt, or raise if there is none."""
         if not may_retry(config, error):
-            raise final_error(config, error)
+            error = final_error(config, error)
+            self.scribe.fail(error, is_final=True)
+            raise error
+        self.scribe.fail(error, is_final=False)
         self.emit("retry", state=error.state, attempt=error.attempt, detail=error)
         until = _clock.monotonic() + delay_before_next(config, error, random.random)
         while _clock.monotonic() < until:
@@ -231,16 +249,17 @@ class Driver:
             if execution.result is not None:
                 self.splits[state] = execution.result
                 self.splits_version += 1
-        if outcome.error is None:
-            self.commit(state, outcome.writes)
-            return handler.join.join_state
-        report.error = outcome.error
-        join = handler.join
-        if outcome.is_timeout and join.on_timeout is not None:
-            return join.on_timeout
-        if join.on_failure is not None:
-            return join.on_failure
-        raise outcome.error
+        join, error = handler.join, outcome.error
+        facts = {"report": report, "result": execution.result, "cut": execution.cut}
+        if error is None:
+            self.commit(state, outcome.writes, following=join.join_state, **facts)
+            return join.join_state
+        report.error = error
+        following = join.on_timeout if outcome.is_timeout and join.on_timeout is not None else join.on_failure
+        if following is None:
+            raise error
+        self.commit(state, [], following=following, error=error, **facts)
+        return following
 
     # -- what states share
 
@@ -283,6 +302,11 @@ class Driver:
             text = str(error) if str(error).startswith("state ") else f"state {label(state)}: {error}"
             raise PayloadError(text, state=state, path=self.path) from error.__cause__
 
+    def view(self, snapshot: Snapshot | None = None) -> StoreView:
+        """Return what a task that runs here sees: a version of the store, the present one if none is given."""
+        seen = self.store.snapshot() if snapshot is None else snapshot
+        return StoreView(seen.entries, self.store.segments.place)
+
     def context(self, state: Any, view: StoreView, attempt: int) -> TaskContext:
         """Return the context of something that runs here, in the parent."""
         return TaskContext(
@@ -308,16 +332,23 @@ class Driver:
             raise WorkflowError(f"no split of state {label(state)} has ended in this run; ended: {known}")
         return self.splits[state]
 
-    def commit(self, state: Any, writes: Sequence[tuple[str, Sequence[Operation]]]) -> None:
-        """Commit accepted writes, all or none."""
+    def commit(
+        self, state: Any, writes: Sequence[tuple[str, Sequence[Operation]]], *, following: Any = None, **facts: Any
+    ) -> None:
+        """Commit accepted writes, all or none, and where the run goes; None: it stays in this state.
+
+        ``facts`` are for the journal; see `Scribe.keeper_of`.
+        """
+        keep = self.scribe.keeper_of(state, following, **facts)
+        if keep is None and not writes:
+            return
         try:
-            self.store.commit(writes)
+            if keep is None:
+                self.store.commit(writes)
+            else:
+                self.store.commit(writes, keep)
         except CommitError as error:
             raise WorkflowError(f"state {label(state)}: {error}", state=state, path=self.path) from error.__cause__
-
-    def wake(self) -> None:
-        """Make `mail` return; from any thread."""
-        self._mail.put(None)
 
     def mail(self, lane: LaneHandle | None, until: float | None) -> list[PoolEvent]:
         """Wait for events of ``lane`` until a time on the monotonic clock; [] when it passed.
@@ -365,6 +396,10 @@ class Driver:
     def deadline(self) -> float | None:
         """When the run's total timeout passes, on the monotonic clock."""
         return self._deadline
+
+    def wake(self) -> None:
+        """Let `mail` return; from any thread."""
+        self._mail.put(None)
 
     @contextmanager
     def aside(self, lane: LaneHandle) -> Iterator[None]:

@@ -49,9 +49,14 @@ class Run:
             raise self._error
         return self._state
 
-    def cancel(self, reason: str = "cancelled") -> None:
-        """Ask the run to end: what runs in workers is killed; returns at once."""
-        self._driver.token.cancel(reason)
+    def cancel(self, reason: str = "cancelled", *, keep: bool = False) -> None:
+        """Ask the run to end: what runs in workers is killed; returns at once.
+
+        Args:
+            reason: Why; in the error with which it ends.
+            keep: Whether it may be resumed afterwards, if it has a journal.
+        """
+        self._driver.token.cancel(reason, keep=keep)
 
     def report(self) -> RunReport:
         """Return what the run did so far."""
@@ -64,7 +69,7 @@ class Run:
         except KeyboardInterrupt:
             if self._ended.is_set():
                 raise
-            self.cancel("interrupted")
+            self.cancel("interrupted", keep=True)
             self._ended.wait()
             raise
 

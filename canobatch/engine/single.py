@@ -14,7 +14,6 @@ from canobatch.errors import TaskError, WorkflowError
 from canobatch.models import CompensatableTask, Driven, RouterTask, StreamTask
 from canobatch.pool import Call, Finished
 from canobatch.task import bound_call, entry_point
-from canobatch.view import StoreView
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +38,7 @@ def run_single(driver: Driver, saga: Saga, state: Any, handler: Single, report: 
         report.error = error
         if handler.on_error is None:
             raise
+        driver.commit(state, [], following=handler.on_error, report=report, error=error)
         return handler.on_error
 
 
@@ -49,8 +49,7 @@ def _run_model(visit: Visit, saga: Saga) -> Any:
         following = StreamExecution(visit).run()
     else:
         following = visit.model.drive(visit)
-    visit.driver.checked(visit.state, following)
-    visit.commit()
+    visit.leave(following)
     return following
 
 
@@ -58,15 +57,16 @@ def _run_task(driver: Driver, state: Any, handler: Single, report: StateReport) 
     config = driver.definition.config_of(handler, handler.task)
     attempts = _in_worker if driver.is_for_worker(config) else _in_parent
     value, operations = attempts(driver, state, handler, config, report)
-    if operations and (handler.is_router or isinstance(handler.task, RouterTask)):
+    is_router = handler.is_router or isinstance(handler.task, RouterTask)
+    if operations and is_router:
         raise WorkflowError(
             f"state {label(state)} is a router and must not write to the store; use register()",
             state=state,
             path=driver.path,
         )
     driver.checked(state, value)
-    if operations:
-        driver.commit(state, [("its task", operations)])
+    if not is_router:
+        driver.commit(state, [("its task", operations)] if operations else [], following=value, report=report)
     return value
 
 
@@ -80,7 +80,7 @@ def _in_parent(
         where = Where(state, None, report.attempts + 1, tuple(driver.path))
         admitted = let_through(driver, config, where)
         report.attempts += 1
-        view = StoreView(driver.store.snapshot().entries, driver.store.segments.place)
+        view = driver.view()
         context = driver.context(state, view, report.attempts)
         try:
             value = call(context)

@@ -24,6 +24,7 @@ from canobatch.engine.attempt import (
 from canobatch.engine.branches import Branches
 from canobatch.engine.fold import Fold, FoldError
 from canobatch.engine.records import Records
+from canobatch.engine.scribe import branch_of, check_item
 from canobatch.errors import ConfigurationError, JoinError, PayloadError, TaskError, WorkflowError
 from canobatch.join import BranchResult, BranchStatus, JoinTally, SplitResult, Verdict
 from canobatch.limits import Semaphore
@@ -78,6 +79,13 @@ class SplitExecution:
         self._is_exhausted = False
         self._is_timeout = False
         self._path = tuple(driver.path)
+        #: What observers are told once the journal has it: kind, branch, attempt, detail.
+        self._news: list[tuple[str, int, int | None, Any]] = []
+        #: Branches that were running when the split was settled.
+        self.cut: list[BranchResult] = []
+        #: Of an earlier life: the digests of the items of accepted branches; the attempts made of others.
+        self._recorded: dict[int, bytes | None] = {}
+        self._made: dict[int, int] = {}
 
     # -- the whole
 
@@ -96,7 +104,11 @@ class SplitExecution:
             with self._naming("the initial value of reduce"):
                 self._fold = Fold(*join.reduce, ordered=join.ordered)
         driver.emit("split_started", state=self._state, detail=self._total)
-        if self._total == 0:
+        try:
+            self._replay()
+        except FoldError as error:
+            raise self._reduce_error(error) from error.__cause__
+        if self._total == 0 or self._tally.verdict is not Verdict.PENDING:
             return self._settle()
         self._header = driver.header(
             self._state,
@@ -120,8 +132,7 @@ class SplitExecution:
             if self._gate is not None:
                 self._gate.close()
             # Also when a cancel or the run's timeout ends it: what was done is worth knowing.
-            total = self._submitted if self._total is None else self._total
-            self.result = self._records.collect(total, self._open)
+            self.result = self._collect()
         return self._settle()
 
     def _begin(self) -> None:
@@ -136,6 +147,7 @@ class SplitExecution:
         while True:
             has_more = self._feed()
             if tally.verdict is not Verdict.PENDING:
+                self._tell()
                 return
             until = _clock.monotonic() if has_more else self._next_deadline()
             self._read(driver.mail(self._lane, until))
@@ -158,6 +170,16 @@ class SplitExecution:
                 self._take_loss(event)
             elif isinstance(event, Progressed):
                 self._driver.progress(self._state, event)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell observers what happened to branches: what they hear of is never done again."""
+        if not self._news:
+            return
+        self._driver.scribe.wait()
+        for kind, branch, attempt, detail in self._news:
+            self._driver.emit(kind, state=self._state, branch=branch, attempt=attempt, detail=detail)
+        self._news.clear()
 
     def _next_deadline(self) -> float | None:
         due = self._back_off[0][0] if self._back_off else None
@@ -251,12 +273,12 @@ class SplitExecution:
             data = self._packed(index, item) if self._branches.is_map else None
             self._submitted += 1
             config = self._config(index)
-            if data is False:
+            if data is False or self._is_recorded(index, data):
                 continue
             if config.has_gate and self._gate is None:
                 self._gate = Turnstile(None, self._driver.wake)
-            self._open[index] = 1
-            return Call(index, 1, data, config.attempt_timeout, config.memory_limit, config.runs_alone)
+            attempt = self._open[index] = self._made.get(index, 0) + 1
+            return Call(index, attempt, data, config.attempt_timeout, config.memory_limit, config.runs_alone)
 
     def _packed(self, index: int, item: Any) -> Any:
         """Return the item's bytes; False when it cannot be packed, which has failed its branch."""
@@ -274,6 +296,32 @@ class SplitExecution:
             self._header = header
             self._begin()
         return data
+
+    # -- an earlier life
+
+    def _replay(self) -> None:
+        """Accept what was accepted before, all of it before anything is run."""
+        accepted, self._made = self._driver.scribe.recorded(self._driver.store.segments)
+        for attempt in accepted:
+            index = attempt.branch
+            assert index is not None
+            value = self._driver.scribe.value_of(attempt)
+            self._recorded[index] = attempt.item
+            self._tally.offer(True)
+            if self._fold is not None:
+                self._fold.add(index, value)
+                value = None
+            if attempt.operations:
+                self._writes[index] = attempt.operations
+            self._records.add(branch_of(attempt, value))
+
+    def _is_recorded(self, index: int, data: bytes | None) -> bool:
+        """Return whether a branch was accepted before; its item must be the one it had then."""
+        if index not in self._recorded:
+            return False
+        where = f"state {label(self._state)}, branch {index}"
+        check_item(self._recorded[index], data, where, self._driver.run_id)
+        return True
 
     # -- outcomes
 
@@ -303,6 +351,7 @@ class SplitExecution:
         return Where(self._state, event.call.branch, event.call.attempt, self._path)
 
     def _accept(self, index: int, value: Any, event: Finished) -> None:
+        self._driver.scribe.accept(event)
         self._tally.offer(True)
         del self._open[index]
         if self._fold is not None:
@@ -324,7 +373,7 @@ class SplitExecution:
                     event.max_rss,
                 )
             )
-        self._driver.emit("branch_finished", state=self._state, branch=index, detail=BranchStatus.SUCCEEDED)
+        self._news.append(("branch_finished", index, None, BranchStatus.SUCCEEDED))
 
     def _take_error(self, event: Finished | Lost, error: TaskError) -> None:
         index = event.call.branch
@@ -333,7 +382,8 @@ class SplitExecution:
         if not may_retry(config, error):
             self._fail(index, final_error(config, error), event)
             return
-        self._driver.emit("retry", state=self._state, branch=index, attempt=error.attempt, detail=error)
+        self._driver.scribe.fail(error, event, is_final=False)
+        self._news.append(("retry", index, error.attempt, error))
         call = event.call
         self._open[index] = call.attempt + 1
         # A retried branch is likely to fail again: nothing should wait behind it.
@@ -342,6 +392,7 @@ class SplitExecution:
         heapq.heappush(self._back_off, (due, next(self._order), again))
 
     def _fail(self, index: int, error: TaskError, event: Finished | Lost | None) -> None:
+        self._driver.scribe.fail(error, event, is_final=True)
         status = status_of(error)
         result = BranchResult(index, status, None, error, error.attempt)
         if event is not None:
@@ -354,7 +405,7 @@ class SplitExecution:
         if self._fold is not None:
             self._fold.skip(index)
         self._tally.offer(False)
-        self._driver.emit("branch_finished", state=self._state, branch=index, detail=status)
+        self._news.append(("branch_finished", index, None, status))
 
     # -- the end
 
@@ -364,14 +415,20 @@ class SplitExecution:
         self._leave_gate(call, None)
         self._open.pop(index, None)
         began = None if ran is None else _clock.as_utc(_clock.epoch() - ran)
-        self._records.add(
-            BranchResult(index, BranchStatus.CANCELLED, attempts=call.attempt, started_at=began, duration=ran)
-        )
+        result = BranchResult(index, BranchStatus.CANCELLED, attempts=call.attempt, started_at=began, duration=ran)
+        self._records.add(result)
+        self.cut.append(result)
+
+    def _collect(self) -> SplitResult:
+        total = self._total
+        if total is None:
+            total = max(self._submitted, max(self._recorded, default=-1) + 1)
+        return self._records.collect(total, self._open)
 
     def _settle(self) -> SplitOutcome:
         result = self.result
         if result is None:
-            result = self.result = self._records.collect(0, {})
+            result = self.result = self._collect()
         if self._tally.verdict is Verdict.SATISFIED:
             return SplitOutcome(self._accepted_writes(result), None, self._is_timeout)
         return SplitOutcome([], self._join_error(result), self._is_timeout)

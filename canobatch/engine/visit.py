@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from canobatch import _clock
 from canobatch.definition import label
-from canobatch.effects import Placed, describe_error, loads, pack
+from canobatch.effects import describe_error, dumps, loads, pack
 from canobatch.engine.admission import let_through
 from canobatch.engine.attempt import Where, error_of, is_mendable, own_error, unpacking_error, wrap
 from canobatch.engine.items import ItemsHere, ItemsInWorkers
@@ -20,8 +20,7 @@ from canobatch.errors import PayloadError, TaskError, TaskTimeoutError, Workflow
 from canobatch.models import CompensatableTask, ItemResult
 from canobatch.phases import Phases
 from canobatch.pool import Call, Finished
-from canobatch.snapshot import Layer, Snapshot
-from canobatch.view import Draft, StoreView
+from canobatch.view import Draft
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from canobatch.engine.items import Items
     from canobatch.engine.report import StateReport
     from canobatch.pool.backend import Header
+    from canobatch.snapshot import Snapshot
 
 _T = TypeVar("_T")
 
@@ -62,7 +62,7 @@ class Visit:
         self._phases = Phases(self.model, is_here=self.is_here)
         self._staged: list[tuple[str, Sequence[Operation]]] = []
         self._seen: tuple[Any, Snapshot] | None = None
-        self._cursor: Data | None = None
+        self._cursor: bytes | None = None
         #: What an earlier attempt came to know, and the next need not find out again.
         self._made: list[Any] = []
         self._deadline: float | None = None
@@ -171,7 +171,7 @@ class Visit:
         self, phase: str, args: tuple[Any, ...], *, branch: int | None = None, attempt: int | None = None
     ) -> tuple[Any, Sequence[Operation]]:
         """Call a phase in the parent; return its value and what it wrote."""
-        view = self.view()
+        view = self.driver.view(self.snapshot())
         ctx = self.driver.context(self.state, view, attempt or self.attempt)
         ctx.branch = branch
         try:
@@ -235,8 +235,11 @@ class Visit:
         try:
             return pack(value, self.driver.store.segments.place)
         except PayloadError as error:
-            where = self.where()
-            raise PayloadError(f"{where}: {what} cannot be packed: {error}", **where.facts) from error.__cause__
+            raise self._unpacked(what, error) from error.__cause__
+
+    def _unpacked(self, what: str, error: PayloadError) -> PayloadError:
+        where = self.where()
+        return PayloadError(f"{where}: {what} cannot be packed: {error}", **where.facts)
 
     def header(self, item: Data = b"") -> Header:
         """Share what calls of this visit need, and the classes of ``__main__`` that ``item`` refers to."""
@@ -309,20 +312,16 @@ class Visit:
                 is_cleared, changes = draft.changes()
             except Exception as error:
                 raise self.refusal(f"what it wrote cannot be applied: {describe_error(error)}") from error
-            below = (Layer({}),) if is_cleared else base.layers
-            pins = [entry.data for entry in changes.values() if entry is not None and isinstance(entry.data, Placed)]
-            version = (0, next(_versions))
-            self._seen = (name, Snapshot(version, (*below, Layer(changes)), (*base.pins, *pins)))
+            self._seen = (name, base.changed((0, next(_versions)), changes, is_cleared=is_cleared))
         return self._seen[1]
-
-    def view(self) -> StoreView:
-        """Return what a call here sees, and writes to."""
-        return StoreView(self.snapshot().entries, self.driver.store.segments.place)
 
     def keep(self, cursor: Any) -> None:
         """Commit what was staged together with ``cursor``; see `Stage`."""
-        data = self.packed("its cursor", cursor)
-        self.commit()
+        try:
+            data = dumps(cursor)
+        except PayloadError as error:
+            raise self._unpacked("its cursor", error) from error.__cause__
+        self.commit(cursors={"cursor": data})
         self._cursor = data
         self.driver.emit("checkpoint", state=self.state, attempt=self.attempt, detail=cursor)
 
@@ -337,11 +336,19 @@ class Visit:
         made: _T = self._made[0]
         return made
 
-    def commit(self) -> None:
-        """Commit what was staged."""
-        if self._staged:
-            self.driver.commit(self.state, self._staged)
-            self._staged = []
+    def leave(self, following: Any) -> None:
+        """Commit what was staged, with the next state.
+
+        Raises:
+            WorkflowError: That is no state of this workflow.
+        """
+        self.driver.checked(self.state, following)
+        self.commit(following=following, report=self.report)
+
+    def commit(self, **facts: Any) -> None:
+        """Commit what was staged; ``facts`` as for the driver's commit."""
+        self.driver.commit(self.state, self._staged, **facts)
+        self._staged = []
 
     def refusal(self, text: str) -> WorkflowError:
         """Return the error that says what a phase must not do."""

@@ -34,6 +34,7 @@ from canobatch.errors import (
     WorkerLostError,
     WorkflowTimeoutError,
 )
+from canobatch.models import More, Pending, PollTask, Ready, SteppedTask
 from tests.support.branches import FOREVER, Act, await_marks, mark, marks, ran, split_of, statuses
 from tests.support.tasks import assert_works, square
 from tests.support.watch import await_that
@@ -520,3 +521,49 @@ def test_what_waits_for_a_bulkhead_held_elsewhere_goes_on_when_it_is_left():
         assert_works(pool)
         held.release()
         assert run.wait(60) == "joined"
+
+
+# ---------------------------------------------------------------- models
+
+
+class Steps(SteppedTask):
+    """Fails at its third step."""
+
+    def __init__(self, config):
+        self.config = config
+        self.taken = []
+
+    def step(self, ctx, cursor):
+        self.taken.append(cursor)
+        if cursor == 2:
+            raise OSError
+        return More((cursor or 0) + 1)
+
+
+def test_each_step_of_a_model_asks_the_breaker():
+    """What fails counts, and when the breaker opens no further attempt of the step is made."""
+    task = Steps(TaskConfig(circuit_breaker=CircuitBreaker(2, NEVER), retry=Retry.fixed(5, 0.0)))
+    with pytest.raises(CircuitOpenError) as caught:
+        Workflow("w").register("s", task).add_exit_state("end").orchestrate("s")
+    assert task.taken == [None, 1, 2, 2]
+    assert caught.value.attempt == 2
+
+
+class Polls(PollTask):
+    """Ready at the third time."""
+
+    def __init__(self, config):
+        self.config = config
+        self.polls = []
+
+    def poll(self, ctx):
+        self.polls.append(time.monotonic())
+        return Ready("end") if len(self.polls) == 3 else Pending(0.0)
+
+
+def test_each_poll_of_a_model_waits_for_the_limiter():
+    """Polls come no faster than the limiter lets them."""
+    task = Polls(TaskConfig(rate_limiter=RateLimiter(1, per=0.05)))
+    started = time.monotonic()
+    assert Workflow("w").register("s", task).add_exit_state("end").orchestrate("s") == "end"
+    assert task.polls[2] - started >= 0.1 - 0.001

@@ -115,6 +115,32 @@ def test_queue_consumer(output_of: OutputOf) -> None:
     assert summary == "consumed 25 items in 4 batches"
 
 
+def test_circuit_breaker(output_of: OutputOf) -> None:
+    """Five calls fail, those after the fourth in a row are spared the service, and a trial finds it well again."""
+    *answers, before, last, summary = output_of("circuit_breaker.py").splitlines()
+    assert before == "from the cache:   20.2 (breaker open)"
+    assert last == "from the service: 20.8 (breaker closed)"
+    words = "8 calls for {} requests: 5 failed, the last one succeeded and left the breaker closed"
+    assert summary == words.format(len(answers) + 2)
+
+
+def test_rate_limited(output_of: OutputOf) -> None:
+    """33 calls, eight at once and then forty a second, take 0.6 s at least; everything that was taken came back."""
+    left, summary = output_of("rate_limited.py").splitlines()
+    assert left == "left for this hour: 967 calls, 9901 words; free: 2"
+    took = float(summary.split()[-7])
+    assert summary == f"30 answers by 33 calls in {took:.2f} s, 3 of them made again"
+    assert took >= 0.6
+
+
+def test_worker_resources(output_of: OutputOf) -> None:
+    """Three runs, and each worker has made its table once."""
+    *workers, primes, summary = output_of("worker_resources.py").splitlines()
+    assert 1 <= len(workers) <= 2
+    assert primes == "primes up to 10000: 1229, up to 290000: 25224"
+    assert summary == "87 lookups in 3 runs; tables made by each worker: 1"
+
+
 def test_processing_models(output_of: OutputOf) -> None:
     """The tour goes through a state of each model, in their order."""
     output = output_of("processing_models.py")

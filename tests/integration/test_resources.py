@@ -33,6 +33,7 @@ from canobatch.errors import (
     WorkflowError,
     WorkflowTimeoutError,
 )
+from canobatch.models import BatchTask, CompensatableTask
 from tests.support.branches import FOREVER, await_marks, mark, marks
 from tests.support.tasks import assert_works
 from tests.support.watch import Scene, await_that, is_alive, kill
@@ -574,3 +575,53 @@ def test_a_worker_s_resource_that_does_not_pickle_fails_the_run():
         with pytest.raises(ResourceError, match="resource 'db' cannot be sent to a worker"):
             using(use, [0], {"db": Unpicklable()}).orchestrate("s", pool=pool)
         assert_works(pool)
+
+
+# ---------------------------------------------------------------- models
+
+
+class Charge(CompensatableTask):
+    """Uses a resource forwards and backwards."""
+
+    def run(self, ctx):
+        ctx.resource("a").notes.append("charged")
+        return "next", 5
+
+    def compensate(self, ctx, output):
+        ctx.resource("a").notes.append(f"refunded {output}")
+
+
+def test_a_roll_back_has_the_run_s_resources():
+    """They are torn down after the last compensation, not before the first."""
+    resources, notes = two()
+    flow = Workflow("w", resources=resources).register("s", Charge()).register("next", fails).add_exit_state("end")
+    with pytest.raises(TaskError, match="OSError"):
+        flow.orchestrate("s")
+    assert notes == ["up a", "up b", "charged", "refunded 5", "down b", "down a"]
+
+
+class LookUp(BatchTask):
+    """Its items use what their worker has."""
+
+    concurrency = 2
+
+    def load(self, ctx):
+        return range(8)
+
+    def process_item(self, ctx, item):
+        return ctx.resource("loaded", Loaded).use()
+
+    def finish(self, ctx, results):
+        ctx.store.put("used", [result.value for result in results])
+        return "end"
+
+
+def test_w14_the_items_of_a_batch_have_their_worker_s_resources(tmp_path):
+    """Set up once per worker, as for branches."""
+    flow = Workflow("w", resources={"loaded": Loaded(tmp_path)}).register("s", LookUp()).add_exit_state("end")
+    with WorkerPool(2) as pool:
+        run = flow.start("s", pool=pool)
+        assert run.wait(60) == "end"
+        used = run.store.get("used")
+        assert len(used) == 8
+        assert begins(tmp_path, "up") == sorted(f"up-loaded-{pid}-0" for pid in {pid for pid, _ in used})

@@ -123,8 +123,7 @@ class Driver:
             self._error = error
             self._record_end(error)
             own = error.original if isinstance(error, CompensationError) else error
-            is_cancel = self.token.is_cancelled and isinstance(own, RunCancelledError)
-            self.emit("run_cancelled" if is_cancel else "run_failed", detail=error)
+            self.emit("run_cancelled" if isinstance(own, RunCancelledError) else "run_failed", detail=error)
             raise
         else:
             self.emit("run_finished", state=state)

@@ -49,7 +49,8 @@ def _run_model(visit: Visit, saga: Saga) -> Any:
         following = StreamExecution(visit).run()
     else:
         following = visit.model.drive(visit)
-    visit.leave(following)
+    visit.driver.checked(visit.state, following)
+    visit.commit(following)
     return following
 
 

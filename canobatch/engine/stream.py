@@ -95,7 +95,7 @@ class Session:
 
     def _open(self) -> Iterable[Any]:
         driver, visit = self._driver, self._visit
-        self._view = driver.view()
+        self._view = visit.view()
         ctx = driver.context(visit.state, self._view, visit.attempt)
         items = perform(self._model, "open", ctx, (visit.cursor(),))
         if not isinstance(items, Iterable):
@@ -152,7 +152,7 @@ class Session:
             raise error
         visit = self._visit
         self._driver.emit("item_failed", state=visit.state, branch=outcome.index, attempt=error.attempt, detail=error)
-        view = self._driver.view(visit.snapshot())
+        view = visit.view()
         try:
             view.append(self._model.dead_letters, DeadLetter(outcome.item, describe_error(own_error(error))))
         except (StoreTypeError, PayloadError) as failure:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from canobatch import _clock
 from canobatch.definition import label
-from canobatch.effects import describe_error, dumps, loads, pack
+from canobatch.effects import describe_error, loads, pack
 from canobatch.engine.admission import let_through
 from canobatch.engine.attempt import Where, error_of, is_mendable, own_error, unpacking_error, wrap
 from canobatch.engine.items import ItemsHere, ItemsInWorkers
@@ -23,7 +23,7 @@ from canobatch.pool import Call, Finished
 from canobatch.view import Draft
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from canobatch.definition import Single
     from canobatch.effects import Data, Operation
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from canobatch.engine.report import StateReport
     from canobatch.pool.backend import Header
     from canobatch.snapshot import Snapshot
+    from canobatch.view import StoreView
 
 _T = TypeVar("_T")
 
@@ -62,7 +63,7 @@ class Visit:
         self._phases = Phases(self.model, is_here=self.is_here)
         self._staged: list[tuple[str, Sequence[Operation]]] = []
         self._seen: tuple[Any, Snapshot] | None = None
-        self._cursor: bytes | None = None
+        self._cursor: Data | None = driver.scribe.cursor("cursor")
         #: What an earlier attempt came to know, and the next need not find out again.
         self._made: list[Any] = []
         self._deadline: float | None = None
@@ -171,7 +172,7 @@ class Visit:
         self, phase: str, args: tuple[Any, ...], *, branch: int | None = None, attempt: int | None = None
     ) -> tuple[Any, Sequence[Operation]]:
         """Call a phase in the parent; return its value and what it wrote."""
-        view = self.driver.view(self.snapshot())
+        view = self.view()
         ctx = self.driver.context(self.state, view, attempt or self.attempt)
         ctx.branch = branch
         try:
@@ -235,11 +236,8 @@ class Visit:
         try:
             return pack(value, self.driver.store.segments.place)
         except PayloadError as error:
-            raise self._unpacked(what, error) from error.__cause__
-
-    def _unpacked(self, what: str, error: PayloadError) -> PayloadError:
-        where = self.where()
-        return PayloadError(f"{where}: {what} cannot be packed: {error}", **where.facts)
+            where = self.where()
+            raise PayloadError(f"{where}: {what} cannot be packed: {error}", **where.facts) from error.__cause__
 
     def header(self, item: Data = b"") -> Header:
         """Share what calls of this visit need, and the classes of ``__main__`` that ``item`` refers to."""
@@ -315,12 +313,13 @@ class Visit:
             self._seen = (name, base.changed((0, next(_versions)), changes, is_cleared=is_cleared))
         return self._seen[1]
 
+    def view(self) -> StoreView:
+        """Return what a call here sees, and writes to."""
+        return self.driver.view(self.snapshot())
+
     def keep(self, cursor: Any) -> None:
         """Commit what was staged together with ``cursor``; see `Stage`."""
-        try:
-            data = dumps(cursor)
-        except PayloadError as error:
-            raise self._unpacked("its cursor", error) from error.__cause__
+        data = self.packed("its cursor", cursor)
         self.commit(cursors={"cursor": data})
         self._cursor = data
         self.driver.emit("checkpoint", state=self.state, attempt=self.attempt, detail=cursor)
@@ -336,19 +335,10 @@ class Visit:
         made: _T = self._made[0]
         return made
 
-    def leave(self, following: Any) -> None:
-        """Commit what was staged, with the next state.
-
-        Raises:
-            WorkflowError: That is no state of this workflow.
-        """
-        self.driver.checked(self.state, following)
-        self.commit(following=following, report=self.report)
-
-    def commit(self, **facts: Any) -> None:
-        """Commit what was staged; ``facts`` as for the driver's commit."""
-        self.driver.commit(self.state, self._staged, **facts)
-        self._staged = []
+    def commit(self, following: Any = None, *, cursors: Mapping[str, Data] | None = None) -> None:
+        """Commit what was staged, with where the run goes; None: it stays here."""
+        staged, self._staged = self._staged, []
+        self.driver.commit(self.state, staged, following=following, report=self.report, cursors=cursors)
 
     def refusal(self, text: str) -> WorkflowError:
         """Return the error that says what a phase must not do."""

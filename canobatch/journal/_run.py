@@ -67,11 +67,11 @@ class SqliteRun:
 
     def commit(self, commit: Commit) -> None:
         """Make a visit's effects and the next state durable; see `RunJournal.commit`."""
-        self._writing().submit(RunDatabase.commit, commit).wait()
+        self._writing().make(RunDatabase.commit, commit)
 
     def intend(self, visit: int, state: str) -> None:
         """Make it known that a task which can be compensated is about to run; see `RunJournal.intend`."""
-        self._writing().submit(RunDatabase.intend, visit, state).wait()
+        self._writing().make(RunDatabase.intend, visit, state)
 
     def withdraw(self, visit: int) -> Ticket:
         """Say that there is nothing to compensate; see `RunJournal.withdraw`."""
@@ -79,11 +79,11 @@ class SqliteRun:
 
     def begin_rollback(self, error: ErrorRecord) -> None:
         """Make it known that the run goes back; see `RunJournal.begin_rollback`."""
-        self._writing().submit(RunDatabase.begin_rollback, error).wait()
+        self._writing().make(RunDatabase.begin_rollback, error)
 
     def end_compensation(self, visit: int, error: ErrorRecord | None = None) -> None:
         """Keep that one compensation ended; see `RunJournal.end_compensation`."""
-        self._writing().submit(RunDatabase.end_compensation, visit, error).wait()
+        self._writing().make(RunDatabase.end_compensation, visit, error)
 
     def own(self, token: str) -> Ticket:
         """Keep what marks this owner's processes; see `RunJournal.own`."""
@@ -106,7 +106,7 @@ class SqliteRun:
     ) -> None:
         """Keep how the run ended, and let go of it; see `RunJournal.end`."""
         writer, ended = self._writing(), _clock.epoch()
-        writer.submit(RunDatabase.end, status, state, error, is_resumable, ended).wait()
+        writer.make(RunDatabase.end, status, state, error, is_resumable, ended)
         _faults.point("journal.end.before")
         writer.close()
         _faults.point("journal.end.after")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from canobatch import _clock, _faults, _sqlite
 from canobatch.errors import JournalError
-from canobatch.journal._rows import MODULUS, digest, pack, plain, text_bytes
+from canobatch.journal._rows import MODULUS, digest, pack, text_bytes
 from canobatch.journal._values import LARGE, ValueFiles
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class RunDatabase:
                 attempt.cpu_time,
                 attempt.max_rss,
                 attempt.item,
-                None if attempt.error is None else plain(attempt.error),
+                attempt.error,
             )
         )
         data, file = self._blob(attempt.value)
@@ -237,7 +237,7 @@ class RunDatabase:
 
     def begin_rollback(self, error: ErrorRecord) -> None:
         """Write why the run goes back."""
-        self.facts["rollback"] = plain(error)
+        self.facts["rollback"] = error
         self._put_run()
 
     def end_compensation(self, visit: int, error: ErrorRecord | None) -> None:
@@ -252,7 +252,7 @@ class RunDatabase:
         self.facts.update(
             status=str(status),
             state=state,
-            error=None if error is None else plain(error),
+            error=error,
             is_resumable=is_resumable,
             ended=ended,
         )
@@ -291,7 +291,7 @@ class RunDatabase:
         rows.clear()
 
     def _put_run(self) -> None:
-        facts = pack(tuple(sorted((name, plain(value)) for name, value in self.facts.items())))
+        facts = pack(tuple(sorted(self.facts.items())))
         self._forget((self.run_digest, None))
         self.run_digest = self._count(digest("run", facts, self.params))
         self._execute("REPLACE INTO run VALUES (1,?,?,?)", (facts, self.params, self.run_digest))
@@ -300,7 +300,7 @@ class RunDatabase:
         known = self.visits.get(visit)
         if known is not None:
             self._forget((known[0], None))
-        packed = pack(plain(facts))
+        packed = pack(facts)
         own = self._count(digest("visits", visit, packed))
         self.visits[visit] = own, facts
         self._execute("REPLACE INTO visits VALUES (?,?,?)", (visit, packed, own))
@@ -332,7 +332,7 @@ class RunDatabase:
         known = self.compensations.get(visit)
         if known is not None:
             self._forget((known[3], None))
-        facts = pack((plain(state), status, None if error is None else plain(error)))
+        facts = pack((state, status, error))
         own = self._count(digest("compensations", visit, facts, blob, file))
         self.compensations[visit] = state, blob, file, own
         self._execute("REPLACE INTO compensations VALUES (?,?,?,?,?)", (visit, facts, blob, file, own))
@@ -342,9 +342,8 @@ class RunDatabase:
         visit = commit.visit
         now = _clock.epoch()
         entered = self.visits[visit][1][1] if visit in self.visits else now
-        error = None if commit.error is None else plain(commit.error)
         self._put_visit(
-            visit, (commit.state, entered, now, following, commit.attempts, commit.total, commit.duration, error)
+            visit, (commit.state, entered, now, following, commit.attempts, commit.total, commit.duration, commit.error)
         )
         if visit in self.operations:
             total, files = self.operations.pop(visit)

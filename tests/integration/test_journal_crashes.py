@@ -110,7 +110,7 @@ def test_an_owner_in_another_pid_namespace_keeps_its_run(tmp_path):
                 tell(taker, f"r{number}")
             answers = [taker.stdout.readline().split() for taker in takers]
             assert sorted(answer[0] for answer in answers) == ["lost", "won"]
-            assert [run.status for run in journal.runs()][0] is RunStatus.RUNNING
+            assert journal.runs()[0].status is RunStatus.RUNNING
             for taker in takers:
                 tell(taker, "close")
                 assert taker.stdout.readline() == "closed\n"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from canobatch.cancel import CancelToken
+    from canobatch.circuit import CircuitBreaker
     from canobatch.engine import Run, RunReport
     from canobatch.errors import (
         CanobatchError,
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
         WorkflowError,
     )
     from canobatch.join import BranchResult, BranchStatus, JoinConfig, JoinStrategy, SplitResult
+    from canobatch.limits import MultiRateLimiter, RateLimiter, Semaphore, WindowedRateLimiter
     from canobatch.pool import WorkerInfo, WorkerPool
+    from canobatch.resources import Counter, Resource, Resources
     from canobatch.retry import Retry
     from canobatch.store import MemoryStore, SharedStore
     from canobatch.task import Task, TaskConfig, TaskContext
@@ -33,21 +36,29 @@ __all__ = [
     "BranchStatus",
     "CancelToken",
     "CanobatchError",
+    "CircuitBreaker",
     "ConfigurationError",
+    "Counter",
     "JoinConfig",
     "JoinError",
     "JoinStrategy",
     "MemoryStore",
+    "MultiRateLimiter",
+    "RateLimiter",
+    "Resource",
+    "Resources",
     "Retry",
     "Run",
     "RunCancelledError",
     "RunReport",
+    "Semaphore",
     "SharedStore",
     "SplitResult",
     "Task",
     "TaskConfig",
     "TaskContext",
     "TaskError",
+    "WindowedRateLimiter",
     "WorkerInfo",
     "WorkerLostError",
     "WorkerPool",
@@ -57,6 +68,7 @@ __all__ = [
 
 _HOMES = {
     "canobatch.cancel": ("CancelToken",),
+    "canobatch.circuit": ("CircuitBreaker",),
     "canobatch.engine": ("Run", "RunReport"),
     "canobatch.errors": (
         "CanobatchError",
@@ -68,7 +80,9 @@ _HOMES = {
         "WorkflowError",
     ),
     "canobatch.join": ("BranchResult", "BranchStatus", "JoinConfig", "JoinStrategy", "SplitResult"),
+    "canobatch.limits": ("MultiRateLimiter", "RateLimiter", "Semaphore", "WindowedRateLimiter"),
     "canobatch.pool": ("WorkerInfo", "WorkerPool"),
+    "canobatch.resources": ("Counter", "Resource", "Resources"),
     "canobatch.retry": ("Retry",),
     "canobatch.store": ("MemoryStore", "SharedStore"),
     "canobatch.task": ("Task", "TaskConfig", "TaskContext"),

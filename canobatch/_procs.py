@@ -287,6 +287,24 @@ def anonymous_memory(pid: int) -> int:
     return total
 
 
+def available_memory() -> int:
+    """Return the bytes that this process may still use, as far as host and container allow it."""
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) * 1024
+    limits = [Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
+    with suppress(OSError, ValueError):
+        own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        group = Path("/sys/fs/cgroup", own[3:].strip("/"))
+        limits += [parent / "memory.max" for parent in (group, *group.parents)]
+    for path in limits:
+        with suppress(OSError, ValueError):
+            available = min(available, int(path.read_text()))
+    return available
+
+
 def peak_memory() -> int | None:
     """Return this process's peak resident bytes since `reset_peak_memory`, or None where unknown."""
     with suppress(OSError, ValueError):

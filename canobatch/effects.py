@@ -6,6 +6,7 @@ for how workers come to know those names.
 
 from __future__ import annotations
 
+import copyreg
 import io
 import pickle
 import reprlib
@@ -13,25 +14,121 @@ import sys
 import traceback
 import types
 from numbers import Number
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from canobatch.errors import PayloadError, RemoteError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
 PROTOCOL = 5
+
+#: From this many bytes on a value lies in a segment, and a buffer in it is read in place.
+LARGE = 1 << 20
 
 # -- values
 
 
-def dumps(value: Any) -> bytes:
+class Memory(Protocol):
+    """Bytes that lie somewhere, and that never change."""
+
+    def view(self) -> memoryview:
+        """Return them, read-only, mapped when first asked for."""
+
+
+class Placed:
+    """A packed value whose bytes lie in a segment: its pickle, then the buffers it refers to."""
+
+    __slots__ = ("__weakref__", "segment", "spans")
+
+    def __init__(self, segment: Memory, spans: tuple[tuple[int, int], ...]) -> None:
+        self.segment = segment
+        #: (offset, length) of the pickle and of each buffer.
+        self.spans = spans
+
+    def parts(self) -> list[memoryview]:
+        """Return the pickle and the buffers."""
+        view = self.segment.view()
+        return [view[at : at + length] for at, length in self.spans]
+
+    def stream(self) -> memoryview:
+        """Return the pickle."""
+        return self.parts()[0]
+
+    def load(self) -> Any:
+        """Return the value; its large buffers are views of the segment."""
+        stream, *buffers = self.parts()
+        return pickle.loads(stream, buffers=buffers)  # noqa: S301 - made by our own processes
+
+
+class Loadable(Protocol):
+    """A packed value that knows how to be unpacked."""
+
+    def load(self) -> Any:
+        """Return the value."""
+
+
+#: A packed value.
+Data: TypeAlias = bytes | bytearray | memoryview | Loadable
+
+
+class Place(Protocol):
+    """Puts the bytes of a large value into a segment."""
+
+    def __call__(self, stream: Sequence[Any], buffers: Sequence[memoryview] = ()) -> Placed:
+        """Write the pieces of a pickle, and the buffers it refers to.
+
+        Raises:
+            StoreFullError: There is no room.
+        """
+
+
+def pack(value: Any, place: Place | None = None) -> Data:
+    """Pickle a value; a large one is put where ``place`` says, without a copy of its buffers in between.
+
+    Raises:
+        PayloadError: It cannot be pickled.
+        StoreFullError: There is no room for it.
+    """
+    if place is None or value is None or type(value) in _SMALL:
+        return dumps(value)
+    opcode = _RAW.get(type(value))  # type: ignore[call-overload]
+    if opcode is not None and len(value) >= LARGE:
+        return place([opcode + len(value).to_bytes(8, "little"), value, pickle.STOP])
+    buffers: list[memoryview] = []
+    stream = dumps(value, buffers)
+    return place([stream], buffers) if buffers or len(stream) >= LARGE else stream
+
+
+_BYTES = (bytes, bytearray, memoryview)
+#: What is never large.
+_SMALL = frozenset({bool, int, float})
+#: What is a pickle with a few bytes around it.
+_RAW = {bytes: b"\x80\x05" + pickle.BINBYTES8, bytearray: b"\x80\x05" + pickle.BYTEARRAY8}
+
+
+def dumps(value: Any, buffers: list[memoryview] | None = None) -> bytes:
     """Pickle a value; what has no importable name goes by value.
+
+    Args:
+        value: Anything.
+        buffers: Takes the large buffers, which are not in the pickle then.
 
     Raises:
         PayloadError: It cannot be pickled.
     """
+    stays = None if buffers is None else _taking(buffers)
     try:
-        return pickle.dumps(value, PROTOCOL)
-    except Exception:  # noqa: BLE001, S110 - whatever a __reduce__ raises; tried again below
-        pass
+        if stays is None or "numpy" not in sys.modules:
+            return pickle.dumps(value, PROTOCOL, buffer_callback=stays)
+        plain = io.BytesIO()
+        pickler = pickle.Pickler(plain, PROTOCOL, buffer_callback=stays)
+        pickler.dispatch_table = _with_arrays()
+        pickler.dump(value)
+        return plain.getvalue()
+    except Exception:  # noqa: BLE001 - whatever a __reduce__ raises; tried again below
+        if buffers is not None:
+            buffers.clear()
     import cloudpickle  # noqa: PLC0415 - 35 ms, seldom needed
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -39,19 +136,59 @@ def dumps(value: Any) -> bytes:
             if isinstance(obj, type | types.FunctionType) and _is_named_in_main(obj):
                 # Not as a global: pickle would insist on the very object.
                 return _named, ("__main__", obj.__qualname__)
+            if isinstance(obj, memoryview):
+                flat = pickle.PickleBuffer(obj if obj.c_contiguous else obj.tobytes())
+                return _as_view, (flat, obj.format, obj.shape)
             return super().reducer_override(obj)
 
     buffer = io.BytesIO()
     try:
-        Pickler(buffer, PROTOCOL).dump(value)
+        Pickler(buffer, PROTOCOL, buffer_callback=stays).dump(value)
     except Exception as error:
         raise PayloadError(f"{_describe(value)} cannot be pickled: {first_line(error)}") from error
     return buffer.getvalue()
 
 
-def loads(data: bytes | bytearray) -> Any:
-    """Return the value that `dumps` packed."""
-    return pickle.loads(data)  # noqa: S301 - made by our own processes
+def stream_of(data: Data) -> bytes | bytearray | memoryview:
+    """Return the pickle of packed data."""
+    if isinstance(data, Placed):
+        return data.stream()
+    assert isinstance(data, _BYTES)
+    return data
+
+
+def loads(data: Data) -> Any:
+    """Return the value that `pack` or `dumps` packed."""
+    if isinstance(data, _BYTES):
+        return pickle.loads(data)  # noqa: S301 - made by our own processes
+    return data.load()
+
+
+def _taking(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
+    def stays(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < LARGE:
+            return True
+        buffers.append(raw)
+        return False
+
+    return stays
+
+
+def _with_arrays() -> dict[type, Any]:
+    """Return the table of reducers with one for arrays: those not in one piece would travel as a copy otherwise."""
+    return {**copyreg.dispatch_table, sys.modules["numpy"].ndarray: _reduce_array}
+
+
+def _reduce_array(array: Any) -> Any:
+    flags = array.flags
+    if array.nbytes >= LARGE and not (flags.c_contiguous or flags.f_contiguous) and not array.dtype.hasobject:
+        array = array.copy()
+    return array.__reduce_ex__(PROTOCOL)
+
+
+def _as_view(flat: Any, form: str, shape: tuple[int, ...]) -> memoryview:
+    return memoryview(flat).toreadonly().cast("B").cast(form, shape)  # type: ignore[call-overload,no-any-return]
 
 
 #: In a worker: the names of the functions of the launcher's ``__main__``. A task's own copies of them, which
@@ -108,21 +245,30 @@ def first_line(error: BaseException) -> str:
 
 
 class Entry(NamedTuple):
-    """A stored value: its pickle, "list", "number" or "" for what may be done to it, and its type's name."""
+    """A stored value: packed, "list", "number" or "" for what may be done to it, and its type's name."""
 
-    data: bytes
+    data: Data
     category: str
     type_name: str
 
 
-def entry_of(value: Any) -> Entry:
+def entry_of(value: Any, place: Place | None = None) -> Entry:
     """Pack a value for a store."""
     category = "list" if isinstance(value, list) else "number" if _is_number(value) else ""
-    return Entry(dumps(value), category, type(value).__name__)
+    return Entry(pack(value, place), category, type(value).__name__)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Number) and not isinstance(value, bool)
+
+
+def with_data(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return operations, or an entry, in which all packed data is what ``change`` made of it."""
+    if isinstance(value, Entry):
+        return value._replace(data=change(value.data))
+    if isinstance(value, tuple):
+        return tuple(with_data(part, change) for part in value)
+    return change(value) if isinstance(value, Placed | bytes | bytearray | memoryview) else value
 
 
 #: Operations are plain tuples, so that they cross without a pickle of their own:

@@ -11,7 +11,11 @@
     │   ├── MemoryLimitError (MemoryError)
     │   ├── WorkerLostError                  the process running the attempt died
     │   ├── PayloadError (TypeError)         something could not cross between processes
+    │   ├── CircuitOpenError                 a circuit breaker let no call through
     │   └── RetryExhaustedError              every allowed attempt failed
+    ├── RateLimitedError                     not now: too many calls, with the seconds to wait
+    ├── ResourceError                        a resource could not be set up, reached or found
+    │   └── ResourceLookupError (LookupError) no such key, another type, or out of reach of a worker
     ├── RemoteError                          stands in for a task's error whose class cannot be rebuilt here
     ├── JoinError                            a split did not meet its strategy
     ├── StoreError
@@ -24,6 +28,7 @@
     │   ├── RunInUseError                    the run has a living owner, or exists already
     │   └── VersionMismatchError             the run was made by another definition
     ├── PoolClosedError (RuntimeError)       a call on a pool that was closed or belongs to another process
+    ├── CompensationError                    a run failed, and so did some of its roll-back
     └── RunCancelledError                    the run was cancelled
 
 Each survives pickling with its text, attributes and notes.
@@ -208,6 +213,20 @@ class RemoteError(CanobatchError):
         self.type_name = type_name
 
 
+class CircuitOpenError(TaskError):
+    """A circuit breaker let no call through: what it protects has failed too often.
+
+    Where the breaker is attached by `TaskConfig`, the attempt was not made, and ``attempt`` counts those before it.
+
+    Attributes:
+        retry_after: Seconds until the breaker may let a trial call through.
+    """
+
+    def __init__(self, message: str, *, retry_after: float = 0.0, attempt: int = 0, **facts: Any) -> None:
+        super().__init__(message, attempt=attempt, **facts)
+        self.retry_after = retry_after
+
+
 class RetryExhaustedError(TaskError):
     """Every allowed attempt of a task failed.
 
@@ -223,6 +242,48 @@ class RetryExhaustedError(TaskError):
         super().__init__(message, **facts)
         self.attempts = attempts
         self.last_error = last_error
+
+
+class RateLimitedError(CanobatchError):
+    """Not now: too many calls. Raised by limiters used by hand, and by a task's own code.
+
+    When a task raises it and may be retried, the next attempt waits at least ``retry_after``, whatever its
+    `Retry` says.
+
+    Args:
+        message: What happened; a number is taken as ``retry_after``.
+        retry_after: Seconds to wait before the next call; None: not known.
+        tier: The tier of a `MultiRateLimiter` that has to be waited for longest, or "".
+
+    Example:
+        >>> RateLimitedError("the server answered 429", retry_after=30.0).retry_after
+        30.0
+    """
+
+    def __init__(self, message: str | float = "", *, retry_after: float | None = None, tier: str = "") -> None:
+        if not isinstance(message, str):
+            message, retry_after = "", float(message)
+        if not message:
+            message = "too many calls" + ("" if retry_after is None else f"; try again in {retry_after:g} s")
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.tier = tier
+
+
+class ResourceError(CanobatchError):
+    """A resource could not be set up, or cannot be reached from here.
+
+    Attributes:
+        key: The key of the resource, or None.
+    """
+
+    def __init__(self, message: str, *, key: Any = None) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class ResourceLookupError(ResourceError, LookupError):
+    """A lookup that can never work: no such key, another type, or a run-scoped resource from a worker."""
 
 
 class JoinError(CanobatchError):
@@ -334,6 +395,22 @@ class VersionMismatchError(JournalError):
 
 class PoolClosedError(CanobatchError, RuntimeError):
     """A call on a pool that was closed, or that belongs to another process."""
+
+
+class CompensationError(CanobatchError):
+    """A run failed, and what it had done could not all be undone. ``__cause__`` is what it failed with.
+
+    Attributes:
+        errors: What failed while rolling back, in that order; one for each task that is still in effect or in doubt.
+        original: What the run failed with.
+    """
+
+    def __init__(
+        self, message: str, *, errors: Sequence[BaseException] = (), original: BaseException | None = None
+    ) -> None:
+        super().__init__(message)
+        self.errors: tuple[BaseException, ...] = tuple(errors)
+        self.original = original
 
 
 class RunCancelledError(CanobatchError):

@@ -6,12 +6,16 @@ Invariants: a tally counts each ended branch once, and its verdict never changes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum, StrEnum
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, overload
+
+from canobatch.errors import WorkflowError
+from canobatch.limits import Semaphore
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -113,7 +117,8 @@ class JoinConfig:
         strategy: When the split is settled.
         join_state: The state to go to when the strategy is satisfied.
         timeout: Seconds from the start of the split; queueing counts. None: no limit.
-        bulkhead: At most this many branches run at a time; a branch in its back-off holds no place.
+        bulkhead: At most this many branches run at a time; a branch in its back-off holds no place. A `Semaphore`
+            given to several joins lets no more than it has places for run in all of them together.
         into: Store key that receives the list of accepted values in branch order (or the folded value).
         reduce: ``(fn, initial)``: fold accepted values with ``fn(folded, value)`` instead of keeping them.
         ordered: Fold in branch order (default), or on arrival.
@@ -130,7 +135,7 @@ class JoinConfig:
     strategy: JoinStrategy
     join_state: Any
     timeout: float | None = None
-    bulkhead: int | None = None
+    bulkhead: int | Semaphore | None = None
     into: str | None = None
     reduce: tuple[Callable[[Any, Any], Any], Any] | None = None
     on_failure: Any = None
@@ -152,10 +157,12 @@ class JoinConfig:
             found.append(f"timeout must be at least 0 seconds, got {self.timeout!r}")
         if self.timeout is None and self.strategy.kind == "partial_timeout":
             found.append("partial_timeout needs a timeout; give JoinConfig(..., timeout=seconds)")
-        if self.bulkhead is not None and (
-            not isinstance(self.bulkhead, int) or isinstance(self.bulkhead, bool) or self.bulkhead < 1
-        ):
-            found.append(f"bulkhead must be a whole number of at least 1, got {self.bulkhead!r}; leave it out for none")
+        is_count = isinstance(self.bulkhead, int) and not isinstance(self.bulkhead, bool) and self.bulkhead >= 1
+        if self.bulkhead is not None and not is_count and not isinstance(self.bulkhead, Semaphore):
+            found.append(
+                f"bulkhead must be a whole number of at least 1, got {self.bulkhead!r}; leave it out for none, "
+                "or give a Semaphore to share one"
+            )
         if self.into is not None and not isinstance(self.into, str):
             found.append(f"into must be a store key (a string), got {self.into!r}")
         if self.reduce is not None:
@@ -214,14 +221,31 @@ class BranchResult:
 
 
 class SplitResult(Sequence[BranchResult]):
-    """What a split came to: a sequence of `BranchResult` in branch order."""
+    """What a split came to: a sequence of `BranchResult` in branch order.
 
-    def __init__(self, branches: Sequence[BranchResult]) -> None:
+    A split of more than 100 000 branches keeps the records of the first 100 000, those of later failures, and
+    counts of all: then ``is_whole`` is False, and ``successes``, ``cancelled`` and ``values`` raise, as they would
+    be short.
+    """
+
+    def __init__(self, branches: Sequence[BranchResult], statuses: Mapping[BranchStatus, int] | None = None) -> None:
         self.branches = tuple(branches)
+        self.is_whole = statuses is None
+        self._statuses = Counter(b.status for b in self.branches) if statuses is None else Counter(statuses)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many branches "succeeded", "failed" (timed out and lost ones too), and were "cancelled"."""
+        counts = {"succeeded": 0, "failed": 0, "cancelled": 0}
+        for status, count in self._statuses.items():
+            kind = "succeeded" if status is BranchStatus.SUCCEEDED else "cancelled" if status in _CUT else "failed"
+            counts[kind] += count
+        return counts
 
     @property
     def successes(self) -> tuple[BranchResult, ...]:
         """The branches that were accepted."""
+        self._require_whole()
         return tuple(b for b in self.branches if b.status is BranchStatus.SUCCEEDED)
 
     @property
@@ -232,20 +256,26 @@ class SplitResult(Sequence[BranchResult]):
     @property
     def cancelled(self) -> tuple[BranchResult, ...]:
         """The branches that the join or the split's timeout cut, begun or not."""
+        self._require_whole()
         return tuple(b for b in self.branches if b.status in _CUT)
 
     @property
     def values(self) -> list[Any]:
         """The accepted values in branch order."""
-        return [b.value for b in self.branches if b.status is BranchStatus.SUCCEEDED]
+        return [b.value for b in self.successes]
 
     @property
     def summary(self) -> str:
         """One line of counts."""
-        return (
-            f"Split results: {len(self.successes)} succeeded, {len(self.errors)} failed, "
-            f"{len(self.cancelled)} cancelled"
-        )
+        succeeded, failed, cancelled = self.counts.values()
+        return f"Split results: {succeeded} succeeded, {failed} failed, {cancelled} cancelled"
+
+    def _require_whole(self) -> None:
+        if not self.is_whole:
+            raise WorkflowError(
+                f"only {len(self.branches)} of {sum(self.counts.values())} branches have a record; use counts and "
+                "errors, and into= or reduce= for the values"
+            )
 
     @overload
     def __getitem__(self, index: int) -> BranchResult: ...
@@ -258,7 +288,7 @@ class SplitResult(Sequence[BranchResult]):
         return len(self.branches)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, SplitResult) and self.branches == other.branches
+        return isinstance(other, SplitResult) and (self.branches, self._statuses) == (other.branches, other._statuses)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -268,9 +298,7 @@ class SplitResult(Sequence[BranchResult]):
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
         return {
-            "succeeded": len(self.successes),
-            "failed": len(self.errors),
-            "cancelled": len(self.cancelled),
+            **self.counts,
             "branches": [branch.to_dict() for branch in self.branches],
         }
 

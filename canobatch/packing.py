@@ -129,7 +129,7 @@ def _dragged(value: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
 # -- what lives in __main__
 
 
-def mains_in(data: bytes, *, by_value: bool = False) -> frozenset[str]:
+def mains_in(data: bytes | bytearray | memoryview, *, by_value: bool = False) -> frozenset[str]:
     """Return the names of the classes and functions of ``__main__`` that a pickle refers to.
 
     Never too few: where it cannot be told, a name is taken to be meant when its letters occur.
@@ -139,8 +139,9 @@ def mains_in(data: bytes, *, by_value: bool = False) -> frozenset[str]:
         by_value: Whether it was made by `pack_definition`: then its functions are in it, and classes are
             looked for that a task may give back.
     """
-    if b"__main__" not in data:
+    if _MAIN.search(data) is None:
         return frozenset()
+    data = bytes(data)
     # A global is the strings of module and name, then STACK_GLOBAL; a name that occurred before is fetched
     # from the memo instead.
     is_vague = by_value or _MEMOIZED_GLOBAL.search(data) is not None
@@ -153,6 +154,7 @@ def mains_in(data: bytes, *, by_value: bool = False) -> frozenset[str]:
     )
 
 
+_MAIN = re.compile(rb"__main__")
 _MEMOIZED_GLOBAL = re.compile(rb"(?:h.|j....)\x93", re.DOTALL)
 
 

@@ -6,16 +6,20 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from canobatch._clock import as_seconds, monotonic
-from canobatch.errors import ConfigurationError
+from canobatch.circuit import CircuitBreaker
+from canobatch.errors import CircuitOpenError, ConfigurationError
+from canobatch.limits import Limiter, MultiRateLimiter, RateLimiter, WindowedRateLimiter
 from canobatch.retry import Retry
 
 if TYPE_CHECKING:
     import logging
 
     from canobatch.join import SplitResult
+
+_T = TypeVar("_T")
 
 REQUIRED: Any = type("REQUIRED", (), {"__repr__": lambda _: "REQUIRED"})()
 
@@ -77,11 +81,17 @@ class TaskConfig:
         memory_limit: Bytes of anonymous memory an attempt and its children may use; killed past that.
         where: "parent" or "worker": where a single task runs. None: the parent, or a worker when a timeout
             or memory limit asks for one. Branches of a split always run in workers.
+        circuit_breaker: Asked in the parent before each attempt is sent. While it is open the task fails at once
+            with `CircuitOpenError`, whatever ``retry`` says. With that class itself in ``retry_on`` the task waits
+            instead until it is let through, which uses no attempt.
+        rate_limiter: Asked in the parent before each attempt is sent, which costs 1. Waiting for it occupies no
+            worker and uses no attempt; timeouts of the split and the run go on.
         retry_on: Exception classes that may be retried.
         retry_lost_worker: Whether an attempt whose worker died may be retried.
 
     Raises:
-        ConfigurationError: A value is impossible, or ``where="parent"`` meets a timeout or memory limit.
+        ConfigurationError: A value is impossible, ``where="parent"`` meets a timeout or memory limit, or the rate
+            limiter can never let a call of cost 1 through.
 
     Example:
         >>> TaskConfig(retry=Retry.fixed(2, 0.5), attempt_timeout=30.0).runs_alone
@@ -92,6 +102,8 @@ class TaskConfig:
     attempt_timeout: float | None = None
     memory_limit: int | None = None
     where: str | None = None
+    circuit_breaker: CircuitBreaker | None = None
+    rate_limiter: RateLimiter | WindowedRateLimiter | MultiRateLimiter | None = None
     retry_on: tuple[type[BaseException], ...] = (Exception,)
     retry_lost_worker: bool = True
 
@@ -111,6 +123,10 @@ class TaskConfig:
             isinstance(kind, type) and issubclass(kind, BaseException) for kind in self.retry_on
         ):
             problems.append(f"retry_on must be a tuple of exception classes, got {self.retry_on!r}")
+        if self.circuit_breaker is not None and not isinstance(self.circuit_breaker, CircuitBreaker):
+            problems.append(f"circuit_breaker must be a CircuitBreaker, got {self.circuit_breaker!r}")
+        if self.rate_limiter is not None:
+            problems += _problems_of_limiter(self.rate_limiter)
         if self.where not in (None, "parent", "worker"):
             problems.append(f'where must be "parent" or "worker", got {self.where!r}')
         if self.where == "parent" and self.runs_alone:
@@ -125,6 +141,28 @@ class TaskConfig:
     def runs_alone(self) -> bool:
         """Whether an attempt may be killed by itself, so that nothing else may share its worker's window."""
         return self.attempt_timeout is not None or self.memory_limit is not None
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether anything is asked before an attempt is sent."""
+        return self.circuit_breaker is not None or self.rate_limiter is not None
+
+    @property
+    def waits_for_circuit(self) -> bool:
+        """Whether an open breaker is waited for: its error is named in ``retry_on``, not just a base of it."""
+        return any(issubclass(kind, CircuitOpenError) for kind in self.retry_on)
+
+
+def _problems_of_limiter(limiter: object) -> list[str]:
+    if not isinstance(limiter, Limiter):
+        return [f"rate_limiter must be a RateLimiter or another limiter, got {limiter!r}"]
+    try:
+        # Elsewhere it was checked where it was made.
+        if limiter.is_here:
+            limiter.time_until(1)
+    except ConfigurationError as error:
+        return [f"rate_limiter: {error}"]
+    return []
 
 
 def _is_above_zero(value: object) -> bool:
@@ -190,6 +228,22 @@ def bind_params(declared: type | None, given: Any) -> Any:
     return declared(**(given or {}))
 
 
+class ResourceMapping(Protocol):
+    """What a task may do with the resources of its workflow, besides reading them as a mapping."""
+
+    @overload
+    def find(self, key: Any, kind: type[_T]) -> _T: ...
+    @overload
+    def find(self, key: Any, kind: None = None) -> Any: ...
+    def find(self, key: Any, kind: type[Any] | None = None) -> Any:
+        """Return what is under ``key``, set up if need be; see `TaskContext.resource`."""
+
+    def __getitem__(self, key: Any) -> Any: ...
+    def __contains__(self, key: object) -> bool: ...
+    def __iter__(self) -> Iterator[Any]: ...
+    def __len__(self) -> int: ...
+
+
 class TaskContext:
     """What a task is given when it runs.
 
@@ -201,11 +255,12 @@ class TaskContext:
         branch: The index of the branch, or None for a single task.
         attempt: The number of this attempt, from 1.
         logger: A standard logger named after the workflow.
+        resources: The resources of the workflow, a mapping; see `resource`.
     """
 
     __slots__ = (
         "_deadline_at", "_is_cancelled", "_report", "_split_of",
-        "attempt", "branch", "logger", "params", "run_id", "state", "store",
+        "attempt", "branch", "logger", "params", "resources", "run_id", "state", "store",
     )  # fmt: skip
 
     def __init__(
@@ -222,6 +277,7 @@ class TaskContext:
         split_of: Callable[[Any], SplitResult],
         report: Callable[[float, float | None, str | None], None],
         is_cancelled: Callable[[], bool],
+        resources: ResourceMapping,
     ) -> None:
         self.store = store
         self.params = params
@@ -230,6 +286,7 @@ class TaskContext:
         self.branch = branch
         self.attempt = attempt
         self.logger = logger
+        self.resources = resources
         self._deadline_at = deadline_at
         self._split_of = split_of
         self._report = report
@@ -249,6 +306,22 @@ class TaskContext:
     def cancelled(self) -> bool:
         """Whether the run was cancelled. Only a task in the parent needs to look; others are killed."""
         return self._is_cancelled()
+
+    @overload
+    def resource(self, key: Any, type: type[_T]) -> _T: ...
+    @overload
+    def resource(self, key: Any, type: None = None) -> Any: ...
+    def resource(self, key: Any, type: Any = None) -> Any:  # noqa: A002
+        """Return a resource of the workflow, an instance of ``type`` if that is given.
+
+        In a worker, one of scope "worker" is set up by the first task that asks for it.
+
+        Raises:
+            ResourceLookupError: There is no such key, it is of another type, or it has scope "run" and this is a
+                worker.
+            ResourceError: It could not be set up.
+        """
+        return self.resources.find(key, type)
 
     def split(self, state: Any) -> SplitResult:
         """Return what the last split of ``state`` in this run came to.

@@ -6,41 +6,26 @@ same one, so what a task sees of its own writes is what the commit would make of
 
 from __future__ import annotations
 
-import marshal
 from contextlib import contextmanager
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from canobatch.effects import Entry, Operation, dumps, entry_of, loads
+from canobatch.effects import Entry, Operation, dumps, entry_of, loads, pack
 from canobatch.errors import PayloadError, StoreError, StoreKeyError, StoreTypeError
 from canobatch.task import REQUIRED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-
-class Snapshot(NamedTuple):
-    """One version of a store: immutable, and named so that a worker needs it only once."""
-
-    name: tuple[int, int]
-    entries: Mapping[str, Entry]
-
-
-def encode_snapshot(snapshot: Snapshot) -> bytes:
-    """Return the bytes by which a worker gets a version."""
-    return marshal.dumps({key: tuple(entry) for key, entry in snapshot.entries.items()})
-
-
-def decode_snapshot(data: bytes) -> dict[str, Entry]:
-    """Return the entries that `encode_snapshot` packed."""
-    return {key: Entry._make(entry) for key, entry in marshal.loads(data).items()}  # noqa: S302 - our own
+    from canobatch.effects import Place
 
 
 class Draft:
     """A base of entries with operations on top; the base is never changed."""
 
-    def __init__(self, base: Mapping[str, Entry]) -> None:
+    def __init__(self, base: Mapping[str, Entry], place: Place | None = None) -> None:
         self._base = base
+        self._place = place
         self._is_cleared = False
         #: Keys whose entry is known; None: removed.
         self._changed: dict[str, Entry | None] = {}
@@ -136,7 +121,7 @@ class Draft:
                 value = operation[2] if value is REQUIRED else value + operation[2]
             else:
                 value = _updated(key, value, operation)
-        return entry_of(value)
+        return entry_of(value, self._place)
 
 
 def _updated(key: str, value: Any, operation: Operation) -> Any:
@@ -168,6 +153,9 @@ def checked_key(key: Any) -> str:
 class KeyValues:
     """The operations that stores and views share, over two hooks: find an entry, take an operation."""
 
+    #: Where large values go; None: nowhere, they stay in one piece.
+    _place: Place | None = None
+
     def _find(self, key: str) -> Entry | None:
         raise NotImplementedError
 
@@ -183,13 +171,16 @@ class KeyValues:
 
         Raises:
             PayloadError: The value cannot be pickled.
+            StoreFullError: There is no room for it; what was there is intact.
         """
         with _naming(key):
-            entry = entry_of(value)
+            entry = entry_of(value, self._place)
         self._take(("put", checked_key(key), tuple(entry)))
 
     def get(self, key: str, default: Any = REQUIRED, *, expect: type | tuple[type, ...] | None = None) -> Any:
         """Return a copy of the value, or ``default``.
+
+        Arrays, and other buffers of 1 MiB and more in it, are not copied: they are read-only and read in place.
 
         Raises:
             StoreKeyError: The key is missing and no default was given.
@@ -224,7 +215,7 @@ class KeyValues:
             StoreTypeError: The value is not a list; it stays as it was.
         """
         with _naming(key):
-            data = dumps(item)
+            data = pack(item, self._place)
         self._take(("append", checked_key(key), data))
 
     def update(self, key: str, fn: Callable[[Any], Any], default: Any = REQUIRED) -> None:
@@ -235,7 +226,7 @@ class KeyValues:
         if not callable(fn):
             raise StoreTypeError(f"update of {key!r} needs a function, got {fn!r}", key=key)
         with _naming(key):
-            function, packed = dumps(fn), None if default is REQUIRED else dumps(default)
+            function, packed = dumps(fn), None if default is REQUIRED else pack(default, self._place)
         self._take(("update", checked_key(key), function, packed))
 
     def add(self, key: str, n: float = 1) -> None:
@@ -280,8 +271,9 @@ class KeyValues:
 class StoreView(KeyValues):
     """What one attempt sees: a snapshot and its own writes, which are kept as operations."""
 
-    def __init__(self, entries: Mapping[str, Entry]) -> None:
+    def __init__(self, entries: Mapping[str, Entry], place: Place | None = None) -> None:
         self._entries = entries
+        self._place = place
         self._draft: Draft | None = None
         self.operations: list[Operation] = []
 
@@ -294,6 +286,6 @@ class StoreView(KeyValues):
 
     def _take(self, operation: Operation) -> None:
         if self._draft is None:
-            self._draft = Draft(self._entries)
+            self._draft = Draft(self._entries, self._place)
         self._draft.apply(operation)
         self.operations.append(operation)

@@ -7,20 +7,27 @@ bytes that users made travel inside them unopened.
 
 from __future__ import annotations
 
+import array
 import marshal
+import os
+import socket
 import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import socket
+    from collections.abc import Sequence
 
 _HEADER = struct.Struct("<BQ")
 #: Bodies larger than this are received into a buffer of their own. A larger read would be a mapping each time.
 _INLINE = 1 << 16
 
-DEFINE, FORGET, CALLS, SETUP, EXIT = 1, 2, 3, 4, 5
-READY, OUTCOME, PROGRESS, BROKEN = 16, 17, 18, 19
+#: Descriptors in one message; the kernel takes 253.
+_MOST_FDS = 200
+_ANCILLARY = socket.CMSG_SPACE(_MOST_FDS * 4)
+
+DEFINE, FORGET, CALLS, SETUP, EXIT, GRANTED = 1, 2, 3, 4, 5, 6
+READY, OUTCOME, PROGRESS, BROKEN, WANTED, DESCRIPTORS = 16, 17, 18, 19, 20, 21
 
 
 def frame(kind: int, body: Any) -> list[bytes]:
@@ -45,9 +52,16 @@ def frame_header(kind: int, length: int) -> bytes:
 
 
 class Inbox:
-    """Turns what arrives on a socket into frames; keeps partial ones."""
+    """Turns what arrives on a socket into frames; keeps partial ones.
 
-    def __init__(self) -> None:
+    With ``takes_descriptors``, those that arrive wait in ``descriptors``, in order, for whoever they are meant for.
+    """
+
+    def __init__(self, *, takes_descriptors: bool = False) -> None:
+        self.descriptors: deque[int] = deque()
+        #: Whether the kernel threw some away, having no more to give to this process.
+        self.has_lost_descriptors = False
+        self._takes_descriptors = takes_descriptors
         self._buffer = bytearray()
         self._large: memoryview | None = None
         self._filled = 0
@@ -84,8 +98,28 @@ class Inbox:
             if frames or is_closed:
                 return frames
 
+    def close(self) -> None:
+        """Close the descriptors that nobody took."""
+        while self.descriptors:
+            os.close(self.descriptors.popleft())
+
+    def _take_descriptors(self, ancillary: list[tuple[int, int, bytes]], flags: int) -> None:
+        if flags & socket.MSG_CTRUNC:
+            self.has_lost_descriptors = True
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds = array.array("i")
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+                self.descriptors.extend(fds)
+
     def _read(self, sock: socket.socket, frames: list[tuple[int, bytes | bytearray]]) -> int:
-        data = sock.recv(_INLINE)
+        if self._takes_descriptors:
+            # A plain read would drop them.
+            data, ancillary, flags, _ = sock.recvmsg(_INLINE, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+            if ancillary or flags & socket.MSG_CTRUNC:
+                self._take_descriptors(ancillary, flags)
+        else:
+            data = sock.recv(_INLINE)
         if not data:
             return 0
         buffer = self._buffer
@@ -115,7 +149,13 @@ class Inbox:
 
     def _read_large(self, sock: socket.socket, frames: list[tuple[int, bytes | bytearray]]) -> int:
         assert self._large is not None
-        count = sock.recv_into(self._large[self._filled :])
+        if self._takes_descriptors:
+            rest = [self._large[self._filled :]]
+            count, ancillary, flags, _ = sock.recvmsg_into(rest, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+            if ancillary or flags & socket.MSG_CTRUNC:
+                self._take_descriptors(ancillary, flags)
+        else:
+            count = sock.recv_into(self._large[self._filled :])
         self._filled += count
         if count and self._filled == len(self._large):
             body = self._large.obj
@@ -167,6 +207,13 @@ class Outbox:
             else:
                 self._parts[0] = self._parts[0][sent:]
         return True
+
+
+def send_descriptors(sock: socket.socket, fds: Sequence[int]) -> None:
+    """Send descriptors over a blocking socket, ahead of the frame that they belong to."""
+    for start in range(0, len(fds), _MOST_FDS):
+        group = fds[start : start + _MOST_FDS]
+        socket.send_fds(sock, frame(DESCRIPTORS, len(group)), group)
 
 
 def send_blocking(sock: socket.socket, parts: list[bytes]) -> None:

@@ -20,18 +20,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from canobatch import _clock, _procs, wire
 from canobatch.definition import label
-from canobatch.effects import describe_error, dumps, loads, main_functions, record_error
-from canobatch.errors import PayloadError, WorkflowError
+from canobatch.effects import Placed, describe_error, dumps, loads, main_functions, pack, record_error
+from canobatch.errors import PayloadError, StoreFullError, WorkflowError
 from canobatch.packing import register_mains
+from canobatch.segments import arrived, crossing
+from canobatch.snapshot import Layers, ReceivedLayer
 from canobatch.status import StatusPage
 from canobatch.task import TaskContext, bound_call, entry_point
-from canobatch.view import StoreView, decode_snapshot
+from canobatch.view import StoreView
+from canobatch.worker_channel import Channel, Scribe, by_number
+from canobatch.worker_resources import WorkerResources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from canobatch.effects import Data
+
 #: Kinds of what is sent once per worker and named by number afterwards.
-TASKS, RUN, MAINS, SNAPSHOT, SPLITS, PLACE = range(6)
+TASKS, RUN, MAINS, LAYER, SPLITS, PLACE, RESOURCES = range(7)
+#: Added to a kind: what is sent says where the bytes lie.
+_ELSEWHERE = 0x80
 
 #: How a call ended, and what the pool should do with the worker.
 OK, ERROR = 0, 1
@@ -55,8 +63,11 @@ class TaskSet(NamedTuple):
     main_functions: list[str]
 
 
-def define(name: int, kind: int, data: bytes) -> list[bytes]:
+def define(name: int, kind: int, data: Data) -> list[bytes]:
     """Return the parts of the frame that gives a worker ``data`` under the number ``name``."""
+    if isinstance(data, Placed):
+        kind, data = kind | _ELSEWHERE, wire.pack_body(crossing(data))
+    assert isinstance(data, bytes)
     header = wire.frame_header(wire.DEFINE, _BLOB.size + len(data))
     return [header + _BLOB.pack(name, kind), data]
 
@@ -64,7 +75,7 @@ def define(name: int, kind: int, data: bytes) -> list[bytes]:
 class _Loaded:
     """A task set, ready to be called."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: Data) -> None:
         try:
             self.tasks = TaskSet(*loads(data))
         except Exception as error:
@@ -81,35 +92,46 @@ class Worker:
     """One worker's state: its channel, what it was sent, and the call it runs."""
 
     def __init__(self, channel: socket.socket, status: StatusPage) -> None:
-        self._channel = channel
+        self._channel = Channel(channel)
+        self._scribe = Scribe(self._channel)
         self._status = status
         self._pid = os.getpid()
-        self._blobs: dict[int, tuple[int, bytes]] = {}
+        self._blobs: dict[int, tuple[int, Data]] = {}
         self._opened: dict[int, Any] = {}
+        self._version: tuple[tuple[int, ...], Layers] = ((), Layers(()))
         self._place = 0
         self._threads = 1
+        #: Of the workflow whose call runs, and of all.
+        self._resources = self._no_resources = WorkerResources(dumps({}))
+        self._equipment: list[WorkerResources] = []
         self._peak_is_own = True
         self._children_cpu = _procs.children_cpu()
 
     def serve(self) -> None:
-        """Serve frames until told to exit or the pool is gone."""
-        inbox = wire.Inbox()
-        while frames := inbox.wait(self._channel):
-            for kind, body in frames:
-                if kind == wire.CALLS:
-                    self._serve_calls(*wire.open_body(body))
-                elif kind == wire.DEFINE:
-                    name, what = _BLOB.unpack_from(body)
-                    self._blobs[name] = (what, bytes(memoryview(body)[_BLOB.size :]))
-                elif kind == wire.FORGET:
-                    for name in wire.open_body(body):
-                        self._blobs.pop(name, None)
-                        self._opened.pop(name, None)
-                elif kind == wire.SETUP:
-                    if not self._set_up(body):
-                        return
-                elif kind == wire.EXIT:
+        """Serve frames until told to exit or the pool is gone; then tear down what tasks were given."""
+        try:
+            self._serve_frames()
+        finally:
+            for resources in reversed(self._equipment):
+                resources.close()
+
+    def _serve_frames(self) -> None:
+        while (frame := self._channel.receive()) is not None:
+            kind, body = frame
+            if kind == wire.CALLS:
+                self._serve_calls(*wire.open_body(body))
+            elif kind == wire.DEFINE:
+                self._define(body)
+            elif kind == wire.FORGET:
+                self._version = ((), Layers(()))
+                for name in wire.open_body(body):
+                    self._blobs.pop(name, None)
+                    self._drop(self._opened.pop(name, None))
+            elif kind == wire.SETUP:
+                if not self._set_up(body):
                     return
+            elif kind == wire.EXIT:
+                return
 
     def _set_up(self, body: bytes | bytearray) -> bool:
         """Run the pool's initializer, if it has one, and say that this worker is ready."""
@@ -117,26 +139,49 @@ class Worker:
             if body:
                 loads(body)()
         except BaseException as error:  # noqa: BLE001 - the pool reports it, whatever it is
-            wire.send_blocking(self._channel, wire.frame(wire.BROKEN, tuple(record_error(error))))
+            self._channel.send(wire.BROKEN, tuple(record_error(error)))
             return False
         self._threads = threading.active_count()
-        wire.send_blocking(self._channel, wire.frame(wire.READY, self._pid))
+        self._channel.send(wire.READY, self._pid)
         return True
 
     # -- what was sent
 
+    def _define(self, body: bytes | bytearray) -> None:
+        name, kind = _BLOB.unpack_from(body)
+        data = bytes(memoryview(body)[_BLOB.size :])
+        is_elsewhere = kind & _ELSEWHERE
+        self._blobs[name] = (kind & ~_ELSEWHERE, arrived(wire.open_body(data)) if is_elsewhere else data)
+
     def _open(self, name: int) -> Any:
         if name not in self._opened:
             kind, data = self._blobs[name]
-            self._opened[name] = _OPENERS[kind](data)
+            opened = self._opened[name] = _OPENERS[kind](data)
+            self._blobs[name] = (kind, b"")
+            if isinstance(opened, WorkerResources):
+                opened.last_words = self._say_last
+                self._equipment.append(opened)
         return self._opened[name]
+
+    def _drop(self, opened: Any) -> None:
+        if isinstance(opened, WorkerResources):
+            self._equipment.remove(opened)
+            opened.close()
+
+    def _layers(self, names: tuple[int, ...]) -> Layers:
+        if names != self._version[0]:
+            self._version = (names, Layers([self._open(name) for name in names]))
+        return self._version[1]
 
     def _prepare(self, needs: tuple[int, ...]) -> None:
         """Make definitions and the place of the process what these calls expect."""
+        self._resources = self._no_resources
         for name in needs:
             kind, _ = self._blobs[name]
             if kind == MAINS:
                 self._open(name)
+            elif kind == RESOURCES:
+                self._resources = self._open(name)
             elif kind == PLACE and name != self._place:
                 path, cwd = self._open(name)
                 sys.path[:] = path
@@ -151,10 +196,10 @@ class Worker:
         needs: tuple[int, ...],
         run: int,
         definition: int,
-        snapshot: int,
+        snapshot: tuple[int, ...],
         splits: int,
         deadline: float | None,
-        calls: list[tuple[int, int | None, int, bytes | None, float | None]],
+        calls: list[tuple[int, int | None, int, Any, float | None]],
     ) -> None:
         for number, branch, attempt, item, timeout in calls:
             started = _clock.monotonic()
@@ -168,7 +213,7 @@ class Worker:
             try:
                 self._prepare(needs)
                 loaded: _Loaded = self._open(definition)
-                view = StoreView(self._open(snapshot))
+                view = StoreView(self._layers(snapshot), self._scribe.place)
                 limits = [at for at in (deadline, None if timeout is None else started + timeout) if at is not None]
                 deadline_at = min(limits, default=None)
                 context = self._context(loaded, self._open(run), view, branch, attempt, deadline_at, number, splits)
@@ -176,7 +221,7 @@ class Worker:
                     value = loaded.calls[0](context, _item(item, branch))
                 else:
                     value = loaded.calls[branch or 0](context)
-                payload, mode = _pack_value(value), OK
+                payload, mode = self._pack_value(value), OK
             except BaseException as error:  # noqa: BLE001 - SystemExit too is a failed attempt
                 payload, mode = tuple(record_error(_without_own_frames(error))), ERROR
             if os.getpid() != self._pid:
@@ -200,19 +245,42 @@ class Worker:
             self._kill_leftovers()
         _flush_output()
         operations = tuple(view.operations) if view is not None and mode == OK else ()
-        retire = RETIRE if threading.active_count() > self._threads else STAY
-        outcome = (number, mode, payload, operations, begun, duration, used, peak, retire)
-        try:
-            parts = wire.frame(wire.OUTCOME, outcome)
-        except (MemoryError, ValueError) as error:
-            record = tuple(record_error(PayloadError(f"the result is too large to send: {error}")))
-            parts = wire.frame(wire.OUTCOME, (number, ERROR, record, (), begun, duration, used, peak, retire))
-        wire.send_blocking(self._channel, parts)
+        written = []
+        if self._scribe and mode == OK:
+            payload, operations = by_number(payload), by_number(operations)
+            written = self._scribe.hand_over()
+        self._scribe.discard()
+        retire = RETIRE if self._has_strange_threads() else STAY
+        outcome = (number, mode, payload, operations, written, begun, duration, used, peak, retire)
+        self._channel.send(wire.OUTCOME, outcome)
         self._status.clear()
         if duration >= _WORTH_MEASURING:
             self._peak_is_own = _procs.reset_peak_memory()
         else:
             self._peak_is_own = False
+
+    def _pack_value(self, value: Any) -> Data | None:
+        if value is None:
+            return None
+        try:
+            return pack(value, self._scribe.place)
+        except PayloadError as error:
+            raise PayloadError(f"the result cannot be sent back: {error}; return plain data") from error.__cause__
+        except (MemoryError, RecursionError) as error:
+            if isinstance(error, StoreFullError):
+                raise
+            raise PayloadError(f"the result cannot be sent back: {describe_error(error)}") from error
+
+    def _has_strange_threads(self) -> bool:
+        count = threading.active_count()
+        return count > self._threads and count > self._threads + sum(each.threads for each in self._equipment)
+
+    def _say_last(self, error: BaseException) -> None:
+        """From a watchdog, which ends this process next: the call that runs has failed."""
+        number, started = self._status.running()
+        ran = _clock.monotonic() - started
+        outcome = (number, ERROR, tuple(record_error(error)), (), (), _clock.epoch() - ran, ran, 0.0, None, RETIRE)
+        self._channel.send(wire.OUTCOME, outcome)
 
     def _kill_leftovers(self) -> None:
         living = _procs.reap_dead_children(_procs.kept_children)
@@ -246,25 +314,26 @@ class Worker:
             logger=loaded.logger,
             deadline_at=deadline,
             split_of=lambda state: self._split(splits, state),
-            report=_Progress(self._channel, number),
+            report=_Progress(self._channel.send, number),
             is_cancelled=lambda: False,
+            resources=self._resources,
         )
 
     def _split(self, splits: int, state: Any) -> Any:
-        packed: Mapping[Any, bytes] = self._open(splits) if splits else {}
+        packed: Mapping[Any, Any] = self._open(splits) if splits else {}
         if state not in packed:
             known = ", ".join(map(label, packed)) or "none"
             raise WorkflowError(f"no split of state {label(state)} has ended in this run; ended: {known}")
-        return loads(packed[state])
+        return loads(arrived(packed[state]))
 
 
 class _Progress:
     """Sends progress, at most every 50 ms."""
 
-    __slots__ = ("_channel", "_number", "_quiet_until")
+    __slots__ = ("_number", "_quiet_until", "_send")
 
-    def __init__(self, channel: socket.socket, number: int) -> None:
-        self._channel = channel
+    def __init__(self, send: Callable[[int, Any], None], number: int) -> None:
+        self._send = send
         self._number = number
         self._quiet_until = 0.0
 
@@ -275,31 +344,18 @@ class _Progress:
         self._quiet_until = now + _PROGRESS_EVERY
         total = None if total is None else float(total)
         text = None if message is None else str(message)
-        report = wire.frame(wire.PROGRESS, (self._number, float(done), total, text))
-        # In one piece: another thread of the task may report too.
-        wire.send_blocking(self._channel, [b"".join(report)])
+        self._send(wire.PROGRESS, (self._number, float(done), total, text))
 
 
-def _item(data: bytes | None, branch: int | None) -> Any:
+def _item(data: Any, branch: int | None) -> Any:
     if data is None:
         return None
     try:
-        return loads(data)
+        return loads(arrived(data))
     except Exception as error:
         raise PayloadError(
             f"the item of branch {branch} cannot be unpacked in a worker: {describe_error(error)}"
         ) from error
-
-
-def _pack_value(value: Any) -> bytes | None:
-    if value is None:
-        return None
-    try:
-        return dumps(value)
-    except PayloadError as error:
-        raise PayloadError(f"the result cannot be sent back: {error}; return plain data") from error.__cause__
-    except (MemoryError, RecursionError) as error:
-        raise PayloadError(f"the result cannot be sent back: {describe_error(error)}") from error
 
 
 def _without_own_frames(error: BaseException) -> BaseException:
@@ -319,13 +375,14 @@ def _flush_output() -> None:
             stream.flush()
 
 
-_OPENERS: dict[int, Callable[[bytes], Any]] = {
+_OPENERS: dict[int, Callable[[Any], Any]] = {
     TASKS: _Loaded,
     RUN: loads,
     MAINS: register_mains,
-    SNAPSHOT: decode_snapshot,
+    LAYER: ReceivedLayer,
     SPLITS: loads,
     PLACE: wire.open_body,
+    RESOURCES: WorkerResources,
 }
 
 
@@ -361,6 +418,5 @@ def main(channel: int, status: int, keeper: int, nice: int) -> None:
     """Run a worker on the inherited descriptors; returns when the pool lets it go."""
     _enter(keeper, channel, status)
     _procs.set_priority(nice)
-    sock = socket.socket(fileno=channel)
-    with suppress(ConnectionError):
+    with socket.socket(fileno=channel) as sock, suppress(ConnectionError):
         Worker(sock, StatusPage(status)).serve()

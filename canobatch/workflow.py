@@ -6,6 +6,7 @@ import dataclasses
 import secrets
 import threading
 import weakref
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from canobatch import _clock
@@ -17,7 +18,9 @@ from canobatch.engine.run import Run
 from canobatch.engine.scribe import Scribe
 from canobatch.engine.station import Shelf
 from canobatch.errors import ConfigurationError, WorkflowError
+from canobatch.models import CompensatableTask, SteppedTask, StreamTask
 from canobatch.pool import default_pool
+from canobatch.resources import Resources
 from canobatch.store import SharedStore
 from canobatch.task import TaskConfig, bind_params
 
@@ -42,6 +45,7 @@ class Workflow:
 
     Args:
         name: For messages, records and loggers.
+        resources: What its tasks find by ``ctx.resource(key)``: `Resources`, or a mapping of key to resource.
         store: The store of all its runs; None: each run has a fresh `SharedStore`.
         journal: What remembers its runs, so that they can be resumed; None: nothing does. What a task does outside
             the store is done again if the process ends before the task's outcome is recorded: give it an idempotency
@@ -49,6 +53,8 @@ class Workflow:
         version: Another number makes runs of before not resumable.
         params: The dataclass that a run's parameters must fit, if any.
         total_timeout: Seconds a run may take; its single tasks then run in workers.
+        compensation_timeout: Seconds for which a cancel and the total timeout wait for a `CompensatableTask`, and
+            that the roll-back may take as a whole. None: with a total timeout half of it, at most 30 s, else no limit.
         default_config: For tasks that bring no `TaskConfig` of their own.
 
     Raises:
@@ -64,11 +70,13 @@ class Workflow:
         self,
         name: str,
         *,
+        resources: Resources | Mapping[Any, Any] | None = None,
         store: Store | None = None,
         journal: Journal | None = None,
         version: int = 0,
         params: type | None = None,
         total_timeout: float | timedelta | None = None,
+        compensation_timeout: float | timedelta | None = None,
         default_config: TaskConfig | None = None,
     ) -> None:
         if not isinstance(name, str) or not name:
@@ -81,13 +89,10 @@ class Workflow:
             raise ConfigurationError(f"journal must be a SqliteJournal or the like, got {journal!r}")
         if isinstance(version, bool) or not isinstance(version, int):
             raise ConfigurationError(f"version must be a whole number, got {version!r}")
-        try:
-            limit = None if total_timeout is None else _clock.as_seconds(total_timeout)
-        except (TypeError, ValueError):
-            limit = -1.0
-        if limit is not None and not limit > 0:
-            raise ConfigurationError(f"total_timeout must be above 0 seconds, got {total_timeout!r}")
-        self._definition = Definition(name, default_config or TaskConfig(), limit, params, version)
+        limit = _limit("total_timeout", total_timeout)
+        grace = _limit("compensation_timeout", compensation_timeout)
+        self._definition = Definition(name, default_config or TaskConfig(), limit, grace, params, version)
+        self._resources = _as_resources(resources)
         self._store = store
         self._journal = journal
         self._observers: list[Observer] = []
@@ -122,6 +127,8 @@ class Workflow:
     ) -> Workflow:
         """Register one task for a state: a function of ``(ctx)`` or of nothing, or a `Task`; it returns the next state.
 
+        An instance of any model of `canobatch.models` behaves here as under the method made for it.
+
         Args:
             state: An Enum member, a string, a number.
             task: What runs.
@@ -138,8 +145,53 @@ class Workflow:
     def register_router(
         self, state: Any, task: Any, *, on_error: Any = None, config: TaskConfig | None = None, replace: bool = False
     ) -> Workflow:
-        """Register a task that only reads and decides: it must not write to the store."""
+        """Register a task that only reads and decides: a function, or a `RouterTask`. See `register`.
+
+        It must not write to the store: that is a `WorkflowError`, and changes nothing.
+        """
         self._definition.add(state, Single(task, on_error, config, is_router=True), replace=replace)
+        return self
+
+    def register_stepped(
+        self,
+        state: Any,
+        task: SteppedTask,
+        *,
+        on_error: Any = None,
+        config: TaskConfig | None = None,
+        replace: bool = False,
+    ) -> Workflow:
+        """Register a `SteppedTask`; ``validate`` refuses any other. See `register`."""
+        self._definition.add(state, Single(task, on_error, config, kind=SteppedTask), replace=replace)
+        return self
+
+    def register_stream(
+        self,
+        state: Any,
+        task: StreamTask,
+        *,
+        on_error: Any = None,
+        config: TaskConfig | None = None,
+        replace: bool = False,
+    ) -> Workflow:
+        """Register a `StreamTask`; ``validate`` refuses any other. See `register`."""
+        self._definition.add(state, Single(task, on_error, config, kind=StreamTask), replace=replace)
+        return self
+
+    def register_with_compensation(
+        self,
+        state: Any,
+        task: CompensatableTask,
+        *,
+        on_error: Any = None,
+        config: TaskConfig | None = None,
+        replace: bool = False,
+    ) -> Workflow:
+        """Register a `CompensatableTask`; ``validate`` refuses any other. See `register`.
+
+        Going to ``on_error`` is no failure of the run, and rolls nothing back.
+        """
+        self._definition.add(state, Single(task, on_error, config, kind=CompensatableTask), replace=replace)
         return self
 
     def register_split(
@@ -285,6 +337,7 @@ class Workflow:
             JoinError: A split did not meet its strategy and has no ``on_failure``.
             WorkflowError: A task returned what is not a state, or its writes cannot be committed.
             RunCancelledError: The run was cancelled.
+            CompensationError: It failed or was cancelled, and could not be rolled back completely.
         """
         return self.start(initial, pool=pool, run_id=run_id, params=params, cancel=cancel).wait_through_interrupt()
 
@@ -375,6 +428,7 @@ class Workflow:
                     params=params,
                     token=cancel or CancelToken(),
                     shelf=self._shelf,
+                    resources=self._resources,
                     observers=self._observers,
                     scribe=scribe,
                 )
@@ -386,7 +440,7 @@ class Workflow:
     def _shelf(self, backend: Backend) -> Shelf:
         with self._lock:
             if backend not in self._shelves:
-                self._shelves[backend] = Shelf(backend, self.name)
+                self._shelves[backend] = Shelf(backend, self.name, self._resources)
             return self._shelves[backend]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -407,6 +461,24 @@ class _WorkflowElsewhere:
         if name.startswith("__"):
             raise AttributeError(name)
         raise WorkflowError(f"workflow {self.name!r} cannot be used inside a task (.{name}); build one there")
+
+
+def _as_resources(given: object) -> Resources:
+    if isinstance(given, Resources):
+        return given
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigurationError(f"resources must be Resources or a mapping of key to resource, got {given!r}")
+    return Resources(given)
+
+
+def _limit(name: str, value: float | timedelta | None) -> float | None:
+    try:
+        limit = None if value is None else _clock.as_seconds(value)
+    except (TypeError, ValueError):
+        limit = -1.0
+    if limit is not None and not limit > 0:
+        raise ConfigurationError(f"{name} must be above 0 seconds, got {value!r}")
+    return limit
 
 
 def _check_run(pool: object, run_id: object, cancel: object) -> None:

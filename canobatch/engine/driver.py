@@ -9,18 +9,32 @@ from __future__ import annotations
 import logging
 import queue
 import random
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from canobatch import _clock
 from canobatch.definition import Map, Single, Split, label
 from canobatch.effects import loads
-from canobatch.engine.attempt import Where, error_of, final_error, may_retry, unpacking_error, wrap
+from canobatch.engine.admission import let_through
+from canobatch.engine.attempt import (
+    Where,
+    delay_before_next,
+    error_of,
+    final_error,
+    may_retry,
+    unpacking_error,
+    wrap,
+)
+from canobatch.engine.model import run_model
+from canobatch.engine.patience import Patience
 from canobatch.engine.report import RunReport, StateReport
+from canobatch.engine.saga import Saga
 from canobatch.engine.scribe import Scribe
 from canobatch.engine.split import SplitExecution
 from canobatch.engine.station import Shelf, Station
 from canobatch.errors import (
     CommitError,
+    CompensationError,
     JournalError,
     PayloadError,
     RunCancelledError,
@@ -28,13 +42,14 @@ from canobatch.errors import (
     WorkflowError,
     WorkflowTimeoutError,
 )
+from canobatch.models import CompensatableTask, Driven, RouterTask, StreamTask
 from canobatch.observe import Event, Observer
 from canobatch.pool import Broken, Call, Finished, Lost, Progressed, Stopped
 from canobatch.task import TaskConfig, TaskContext, bound_call, entry_point
 from canobatch.view import StoreView
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from canobatch.cancel import CancelToken
     from canobatch.definition import Definition
@@ -43,6 +58,8 @@ if TYPE_CHECKING:
     from canobatch.pool import Backend, LaneHandle
     from canobatch.pool import Event as PoolEvent
     from canobatch.pool.backend import Header
+    from canobatch.resources import Resources
+    from canobatch.snapshot import Snapshot
     from canobatch.store import Store
 
 _log = logging.getLogger(__name__)
@@ -63,6 +80,7 @@ class Driver:
         params: Any,
         token: CancelToken,
         observers: Sequence[Observer] = (),
+        resources: Resources,
         where: str = "parent",
         scribe: Scribe | None = None,
     ) -> None:
@@ -71,6 +89,7 @@ class Driver:
         self.run_id = run_id
         self.token = token
         self.params = params
+        self.resources = resources
         self.scribe = scribe or Scribe(definition)
         self._states = self.scribe.earlier_visits()
         self.path: list[Any] = [report.state for report in self._states]
@@ -91,20 +110,25 @@ class Driver:
         self._station: Station | None = None
         self._calls: dict[Any, Callable[..., Any]] = {}
         self._seq = 0
+        self._saga = Saga(self)
+        self._patience: Patience | None = None
+        #: Events of lanes that are in use while another one is read.
+        self._aside: dict[LaneHandle, list[PoolEvent]] = {}
 
     # -- the run
 
     def run(self) -> Any:
         """Run to an exit state and return it."""
-        forget = self.token.watch(lambda: self._mail.put(None))
+        forget = self.token.watch(self.wake)
         self.emit("run_resumed" if self.scribe.is_resumed else "run_started")
         try:
-            state = self._walk()
+            with self.resources.held():
+                state = self._walk_or_roll_back()
             self.scribe.end(state, None, is_kept=True)
         except BaseException as error:
             self._error = error
             self._record_end(error)
-            is_cancel = isinstance(error, RunCancelledError)
+            is_cancel = self.token.is_cancelled and isinstance(_original(error), RunCancelledError)
             self.emit("run_cancelled" if is_cancel else "run_failed", detail=error)
             raise
         else:
@@ -115,6 +139,15 @@ class Driver:
             if self._station is not None:
                 self._station.close()
             self._ended = _clock.monotonic()
+
+    def _walk_or_roll_back(self) -> Any:
+        try:
+            return self._walk()
+        except BaseException as error:
+            failure = self._saga.roll_back(error)
+            if failure is error:
+                raise
+            raise failure from failure.__cause__
 
     def _record_end(self, error: BaseException) -> None:
         try:
@@ -172,9 +205,11 @@ class Driver:
     # -- single tasks
 
     def _run_single(self, state: Any, handler: Single, report: StateReport) -> Any:
+        if isinstance(handler.task, Driven | StreamTask | CompensatableTask):
+            return run_model(self, self._saga, state, handler, report)
         config = self.definition.config_of(handler, handler.task)
         try:
-            if self._is_for_worker(config):
+            if self.is_for_worker(config):
                 value, operations = self._attempt_in_worker(state, handler, config, report)
             else:
                 value, operations = self._attempt_in_parent(state, handler, config, report)
@@ -184,18 +219,19 @@ class Driver:
                 raise
             self.commit(state, [], following=handler.on_error, report=report, error=error)
             return handler.on_error
-        if operations and handler.is_router:
+        if operations and (handler.is_router or isinstance(handler.task, RouterTask)):
             raise WorkflowError(
                 f"state {label(state)} is a router and must not write to the store; use register()",
                 state=state,
                 path=self.path,
             )
-        following = self._checked(state, value)
-        if not handler.is_router:
+        following = self.checked(state, value)
+        if not (handler.is_router or isinstance(handler.task, RouterTask)):
             self.commit(state, [("its task", operations)] if operations else [], following=following, report=report)
         return following
 
-    def _is_for_worker(self, config: TaskConfig) -> bool:
+    def is_for_worker(self, config: TaskConfig) -> bool:
+        """Return whether a single task with this configuration runs in a worker."""
         if config.where is not None:
             return config.where == "worker"
         return config.runs_alone or self._deadline is not None or self._where == "worker"
@@ -207,15 +243,22 @@ class Driver:
         if call is None:
             call = self._calls[state] = bound_call(entry_point(handler.task), (1, 0))
         while True:
+            where = Where(state, None, report.attempts + 1, tuple(self.path))
+            admitted = let_through(self, config, where)
             report.attempts += 1
-            view = StoreView(self.store.snapshot().entries)
+            view = self.view()
             context = self.context(state, view, report.attempts)
             try:
-                return call(context), view.operations
+                value = call(context)
             except BaseException as own:  # noqa: BLE001 - SystemExit too is a failed attempt
-                where = Where(state, None, report.attempts, tuple(self.path))
+                admitted.end(None if self.token.is_cancelled else False)
+                # A task that gave up because the run was cancelled has not failed.
+                self.check()
                 error = wrap(own, where)
-            self._back_off(config, error)
+            else:
+                admitted.end(True)
+                return value, view.operations
+            self.back_off(config, error)
 
     def _attempt_in_worker(
         self, state: Any, handler: Single, config: TaskConfig, report: StateReport
@@ -224,24 +267,28 @@ class Driver:
         header = self.header(state, [handler.task], self._deadline)
         lane = station.lane(state)
         while True:
+            where = Where(state, None, report.attempts + 1, tuple(self.path))
+            admitted = let_through(self, config, where)
             report.attempts += 1
             lane.begin(header, None, 0)
             call = Call(None, report.attempts, None, config.attempt_timeout, config.memory_limit, config.runs_alone)
             try:
                 lane.submit([call])
-                event = self._await_outcome(lane, state)
+                event = self.await_outcome(lane, state)
             except BaseException:
                 self.kill(lane)
+                admitted.end(None)
                 raise
-            where = Where(state, None, report.attempts, tuple(self.path))
+            admitted.end(isinstance(event, Finished) and event.succeeded)
             if isinstance(event, Finished) and event.succeeded:
                 try:
                     return None if event.payload is None else loads(event.payload), event.operations
                 except BaseException as error:
                     raise unpacking_error(error, where) from error
-            self._back_off(config, error_of(event, where))
+            self.back_off(config, error_of(event, where))
 
-    def _await_outcome(self, lane: LaneHandle, state: Any) -> Finished | Lost:
+    def await_outcome(self, lane: LaneHandle, state: Any) -> Finished | Lost:
+        """Return what became of the one call of ``lane``."""
         while True:
             for event in self.mail(lane, None):
                 if isinstance(event, Finished | Lost):
@@ -249,7 +296,7 @@ class Driver:
                 if isinstance(event, Progressed):
                     self.progress(state, event)
 
-    def _back_off(self, config: TaskConfig, error: TaskError) -> None:
+    def back_off(self, config: TaskConfig, error: TaskError) -> None:
         """Wait until the next attempt, or raise if there is none."""
         if not may_retry(config, error):
             error = final_error(config, error)
@@ -257,11 +304,16 @@ class Driver:
             raise error
         self.scribe.fail(error, is_final=False)
         self.emit("retry", state=error.state, attempt=error.attempt, detail=error)
-        until = _clock.monotonic() + config.retry.delay(error.attempt, random.random)
+        until = _clock.monotonic() + delay_before_next(config, error, random.random)
         while _clock.monotonic() < until:
             self.mail(None, until)
 
-    def _checked(self, state: Any, value: Any) -> Any:
+    def checked(self, state: Any, value: Any) -> Any:
+        """Return ``value``, which the task of ``state`` returned, if it is a state.
+
+        Raises:
+            WorkflowError: It is none of this workflow's.
+        """
         if self.definition.knows(value):
             return value
         if isinstance(value, list | tuple | set):
@@ -306,13 +358,22 @@ class Driver:
         """Return this run's side of the pool, made when first needed."""
         if self._station is None:
             backend = self._backend()
-            self._station = Station(backend, self._shelf(backend), self.run_id, self.params, self._mail.put)
+            self._station = Station(
+                backend, self._shelf(backend), self.run_id, self.params, self._mail.put, self.store.segments
+            )
         return self._station
 
     def header(
-        self, state: Any, tasks: list[Any], deadline: float | None, *, is_map: bool = False, is_made_here: bool = False
+        self,
+        state: Any,
+        tasks: list[Any],
+        deadline: float | None,
+        *,
+        snapshot: Snapshot | None = None,
+        is_map: bool = False,
+        is_made_here: bool = False,
     ) -> Header:
-        """Share what the calls of a visit need.
+        """Share what the calls of a visit need; ``snapshot``: what they see, if not just the store.
 
         Raises:
             PayloadError: A task, or something else of it, cannot be sent to a worker.
@@ -321,7 +382,7 @@ class Driver:
             return self.station().header(
                 state,
                 tasks,
-                self.store.snapshot(),
+                self.store.snapshot() if snapshot is None else snapshot,
                 self.splits,
                 self.splits_version,
                 deadline,
@@ -331,6 +392,11 @@ class Driver:
         except PayloadError as error:
             text = str(error) if str(error).startswith("state ") else f"state {label(state)}: {error}"
             raise PayloadError(text, state=state, path=self.path) from error.__cause__
+
+    def view(self, snapshot: Snapshot | None = None) -> StoreView:
+        """Return what a task that runs here sees: a version of the store, the present one if none is given."""
+        seen = self.store.snapshot() if snapshot is None else snapshot
+        return StoreView(seen.entries, self.store.segments.place)
 
     def context(self, state: Any, view: StoreView, attempt: int) -> TaskContext:
         """Return the context of something that runs here, in the parent."""
@@ -348,6 +414,7 @@ class Driver:
                 "progress", state=state, attempt=attempt, detail=(done, total, message)
             ),
             is_cancelled=lambda: self.token.is_cancelled,
+            resources=self.resources,
         )
 
     def _split_of(self, state: Any) -> SplitResult:
@@ -383,21 +450,56 @@ class Driver:
             CanobatchError: The pool can give no more outcomes.
         """
         self.check()
-        limits = [at for at in (until, self._deadline) if at is not None]
+        if lane is not None and self._aside.get(lane):
+            events, self._aside[lane] = self._aside[lane], []
+            return self._of(lane, events)
+        limits = [at for at in (until, self._next_check()) if at is not None]
         timeout = max(0.0, min(limits) - _clock.monotonic()) if limits else None
-        events: list[PoolEvent] = []
+        events = []
         try:
             events += self._mail.get(timeout=timeout) or ()
             while True:
                 events += self._mail.get_nowait() or ()
         except queue.Empty:
             pass
-        self.check()
-        mine = [event for event in events if event.lane is lane]
-        for event in mine:
-            if isinstance(event, Broken):
-                raise event.error
+        mine = self._of(lane, events)
+        try:
+            self.check()
+        except BaseException:
+            if lane in self._aside:
+                self._aside[lane] += mine
+            raise
         return mine
+
+    def _of(self, lane: LaneHandle | None, events: list[PoolEvent]) -> list[PoolEvent]:
+        """Return the events of ``lane``; those of others in use wait for their turn."""
+        mine: list[PoolEvent] = []
+        for event in events:
+            if event.lane is lane:
+                if isinstance(event, Broken):
+                    raise event.error
+                mine.append(event)
+            elif event.lane in self._aside:
+                self._aside[event.lane].append(event)
+        return mine
+
+    @property
+    def deadline(self) -> float | None:
+        """When the run's total timeout passes, on the monotonic clock."""
+        return self._deadline
+
+    def wake(self) -> None:
+        """Let `mail` return; from any thread."""
+        self._mail.put(None)
+
+    @contextmanager
+    def aside(self, lane: LaneHandle) -> Iterator[None]:
+        """Within, no event of ``lane`` is lost while others are read."""
+        self._aside[lane] = []
+        try:
+            yield
+        finally:
+            del self._aside[lane]
 
     def kill(self, lane: LaneHandle) -> list[tuple[Call, float | None]]:
         """Kill what runs of ``lane``; return, when it is dead, the calls that had begun and for how long they ran."""
@@ -411,6 +513,8 @@ class Driver:
                 return begun
             for event in events or ():
                 if event.lane is not lane:
+                    if event.lane in self._aside:
+                        self._aside[event.lane].append(event)
                     continue
                 if isinstance(event, Finished | Lost):
                     begun.append((event.call, event.duration))
@@ -422,8 +526,29 @@ class Driver:
                 elif isinstance(event, Broken):
                     is_over = True
 
+    @contextmanager
+    def patient(self, grace: float | None) -> Iterator[None]:
+        """Within, a cancel and the run's timeout are heeded only ``grace`` seconds after they came; None: never."""
+        before, self._patience = self._patience, Patience(grace)
+        try:
+            yield
+        finally:
+            self._patience = before
+
+    def _next_check(self) -> float | None:
+        """Return when `check` may have to raise, as far as is known."""
+        if self._patience is None:
+            return self._deadline
+        if self._patience.until is None and self._deadline is not None and _clock.monotonic() < self._deadline:
+            return self._deadline
+        return self._patience.until
+
     def check(self) -> None:
-        """Raise if the run was cancelled or its time is up."""
+        """Raise if the run was cancelled or its time is up, and nothing asks for patience."""
+        now = _clock.monotonic()
+        is_over = self.token.is_cancelled or (self._deadline is not None and now >= self._deadline)
+        if not is_over or (self._patience is not None and self._patience.bears(now)):
+            return
         if self.token.is_cancelled:
             state = self.path[-1] if self.path else None
             where = "" if state is None else f" in state {label(state)}"
@@ -433,16 +558,15 @@ class Driver:
                 state=state,
                 path=self.path,
             )
-        if self._deadline is not None and _clock.monotonic() >= self._deadline:
-            limit = self.definition.total_timeout or 0.0
-            state = self.path[-1] if self.path else None
-            raise WorkflowTimeoutError(
-                f"run {self.run_id} did not end within {limit:g} s; it was in state {label(state)}",
-                elapsed=_clock.monotonic() - self._started,
-                limit=limit,
-                state=state,
-                path=self.path,
-            )
+        limit = self.definition.total_timeout or 0.0
+        state = self.path[-1] if self.path else None
+        raise WorkflowTimeoutError(
+            f"run {self.run_id} did not end within {limit:g} s; it was in state {label(state)}",
+            elapsed=now - self._started,
+            limit=limit,
+            state=state,
+            path=self.path,
+        )
 
     # -- events
 
@@ -465,3 +589,8 @@ class Driver:
                 observer.on_event(event)
             except Exception:  # noqa: BLE001 - observers are isolated
                 _log.exception("an observer failed on %s; the event is dropped for it", kind)
+
+
+def _original(error: BaseException) -> BaseException | None:
+    """Return what a roll-back followed."""
+    return error.original if isinstance(error, CompensationError) else error

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from canobatch.definition import label
-from canobatch.effects import dumps, loads, rebuild_error
+from canobatch.effects import dumps, loads, rebuild_error, with_data
 from canobatch.engine.scribe import Scribe, check_interpreter, made_with
 from canobatch.errors import JournalError, WorkflowError
 from canobatch.journal import NewRun, RunStatus
+from canobatch.segments import flat, unflat
 from canobatch.task import bind_params
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def begin(definition: Definition, journal: Journal, run_id: str, initial: Any, p
         label(initial),
         None if params is None else dumps(params),
         made_with(),
-        store.snapshot().entries,
+        {key: with_data(entry, flat) for key, entry in store.snapshot().entries.items()},
     )
     return Scribe(definition, journal.begin(new))
 
@@ -60,12 +61,16 @@ def resume(definition: Definition, journal: Journal, run_id: str, store: Store) 
     run, recovered = journal.take_over(run_id, workflow=definition.name, version=definition.version, made_with=present)
     try:
         _require_open(recovered)
-        kept = [] if recovered.params is None else [recovered.params]
+        kept: list[Any] = [] if recovered.params is None else [recovered.params]
         check_interpreter(recovered, present, [*kept, *(entry.data for entry in recovered.store.values())])
         state = _state_of(definition, recovered)
         params = bind_params(definition.params, None) if recovered.params is None else loads(recovered.params)
         if recovered.store:
-            store.commit([("the journal", [("put", key, tuple(entry)) for key, entry in recovered.store.items()])])
+            puts = [
+                ("put", key, tuple(with_data(entry, lambda data: store.segments.house(unflat(data)))))
+                for key, entry in recovered.store.items()
+            ]
+            store.commit([("the journal", puts)])
         scribe = Scribe(definition, run, recovered)
     except BaseException:
         run.close()

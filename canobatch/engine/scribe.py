@@ -12,21 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 from canobatch import _clock, _faults
 from canobatch.definition import Single, label
-from canobatch.effects import first_line, loads, rebuild_error, record_error
+from canobatch.effects import Placed, first_line, loads, rebuild_error, record_error, stream_of, with_data
 from canobatch.engine.attempt import status_of
 from canobatch.engine.report import StateReport
 from canobatch.errors import JournalError, PayloadError, RunCancelledError, VersionMismatchError
 from canobatch.join import BranchResult, BranchStatus, SplitResult
 from canobatch.journal import AttemptRecord, Commit, RunStatus
+from canobatch.segments import flat, unflat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from canobatch.definition import Definition
-    from canobatch.effects import Entry
+    from canobatch.effects import Data, Entry
     from canobatch.errors import TaskError
     from canobatch.journal import Recovered, RunJournal, Ticket, VisitRecord
     from canobatch.pool import Finished, Lost
+    from canobatch.segments import Segments
 
 #: An attempt after which another one was to follow.
 _RETRIED = "retried"
@@ -40,9 +42,14 @@ def made_with() -> str:
     return f"Python {sys.version_info.major}.{sys.version_info.minor}, cloudpickle {version('cloudpickle')}"
 
 
-def item_digest(data: bytes | None) -> bytes | None:
+def item_digest(data: Data | None) -> bytes | None:
     """Return the digest by which the item of a branch is known again."""
-    return None if data is None else blake2b(data, digest_size=16).digest()
+    if data is None:
+        return None
+    digest = blake2b(digest_size=16)
+    for part in data.parts() if isinstance(data, Placed) else [stream_of(data)]:
+        digest.update(part)
+    return digest.digest()
 
 
 class Scribe:
@@ -120,8 +127,8 @@ class Scribe:
             ]
         )
 
-    def recorded(self) -> tuple[list[AttemptRecord], dict[int, int]]:
-        """Return what earlier lives recorded of the present visit.
+    def recorded(self, segments: Segments) -> tuple[list[AttemptRecord], dict[int, int]]:
+        """Return what earlier lives recorded of the present visit; large values in it move to ``segments``.
 
         The accepted branches; and, by branch, the attempts made of those that were between two of them.
         """
@@ -135,7 +142,8 @@ class Scribe:
                 continue
             begun.pop(branch, None)
             if attempt.status == BranchStatus.SUCCEEDED:
-                accepted.append(attempt)
+                operations = with_data(attempt.operations, lambda data: segments.house(unflat(data)))
+                accepted.append(attempt._replace(operations=operations))
             elif attempt.status == _RETRIED:
                 begun[branch] = attempt.attempt
         return accepted, begun
@@ -152,7 +160,7 @@ class Scribe:
         if self._recovered is not None:
             check_interpreter(self._recovered, made_with(), [attempt.value])
         try:
-            return loads(attempt.value)
+            return loads(unflat(attempt.value))
         except Exception as error:
             text = f"the recorded value of branch {attempt.branch} cannot be unpacked here: {first_line(error)}"
             raise PayloadError(text, branch=attempt.branch, attempt=attempt.attempt) from error
@@ -183,8 +191,8 @@ class Scribe:
                 call.branch,
                 call.attempt,
                 BranchStatus.SUCCEEDED.value,
-                event.payload,
-                tuple(event.operations),
+                None if event.payload is None else flat(event.payload),
+                with_data(tuple(event.operations), flat),
                 None,
                 event.started,
                 event.duration,
@@ -244,7 +252,7 @@ class Scribe:
                     state=label(state),
                     next_state=None if following is None else label(following),
                     is_cleared=is_cleared,
-                    entries=entries,
+                    entries={key: entry and with_data(entry, flat) for key, entry in entries.items()},
                     cursors=cursors or {},
                     records=tuple(self._cut(branch) for branch in cut),
                     attempts=0 if report is None else report.attempts,
@@ -314,7 +322,7 @@ def branch_of(attempt: AttemptRecord, value: Any) -> BranchResult:
     )
 
 
-def check_item(recorded: bytes | None, data: bytes | None, where: str, run_id: str) -> None:
+def check_item(recorded: bytes | None, data: Data | None, where: str, run_id: str) -> None:
     """Refuse to give a recorded outcome to another item than the one it was made from.
 
     Raises:
@@ -327,13 +335,13 @@ def check_item(recorded: bytes | None, data: bytes | None, where: str, run_id: s
         )
 
 
-def check_interpreter(recovered: Recovered, present: str, values: Sequence[bytes]) -> None:
+def check_interpreter(recovered: Recovered, present: str, values: Sequence[Any]) -> None:
     """Refuse values that were pickled by value under another interpreter or pickler.
 
     Raises:
         VersionMismatchError: There are such.
     """
-    if recovered.made_with == present or not any(b"cloudpickle" in value for value in values):
+    if recovered.made_with == present or not any(b"cloudpickle" in bytes(stream_of(unflat(value))) for value in values):
         return
     raise VersionMismatchError(
         f"run {recovered.run_id} holds values by value made with {recovered.made_with}, this is {present}; resume it "

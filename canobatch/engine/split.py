@@ -10,13 +10,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from canobatch import _clock
 from canobatch.definition import label
-from canobatch.effects import describe_error, dumps, entry_of, loads
-from canobatch.engine.attempt import Where, error_of, final_error, may_retry, status_of, unpacking_error
+from canobatch.effects import describe_error, entry_of, loads, pack
+from canobatch.engine.admission import Turnstile, refused
+from canobatch.engine.attempt import (
+    Where,
+    delay_before_next,
+    error_of,
+    final_error,
+    may_retry,
+    status_of,
+    unpacking_error,
+)
 from canobatch.engine.branches import Branches
 from canobatch.engine.fold import Fold, FoldError
+from canobatch.engine.records import Records
 from canobatch.engine.scribe import branch_of, check_item
 from canobatch.errors import ConfigurationError, JoinError, PayloadError, TaskError, WorkflowError
 from canobatch.join import BranchResult, BranchStatus, JoinTally, SplitResult, Verdict
+from canobatch.limits import Semaphore
 from canobatch.pool import Call, Finished, Lost, Progressed
 
 if TYPE_CHECKING:
@@ -53,7 +64,7 @@ class SplitExecution:
         self._run_deadline = run_deadline
         self.attempts = 0
         self.result: SplitResult | None = None
-        self._results: dict[int, BranchResult] = {}
+        self._records = Records(keeps_values=self._join.into is not None and self._join.reduce is None)
         self._writes: dict[int, tuple[Operation, ...]] = {}
         #: Branches that were begun by us and have not ended for good: index -> attempts made.
         self._open: dict[int, int] = {}
@@ -62,6 +73,8 @@ class SplitExecution:
         self._total: int | None = None
         self._fold: Fold | None = None
         self._map_config: TaskConfig | None = None
+        #: Once there is something to ask before a call is sent, all go through it.
+        self._gate: Turnstile | None = None
         self._submitted = 0
         self._is_exhausted = False
         self._is_timeout = False
@@ -107,6 +120,8 @@ class SplitExecution:
         self._station = driver.station()
         self._lane = self._station.lane(self._state)
         self._begin()
+        if isinstance(join.bulkhead, Semaphore):
+            self._gate = Turnstile(join.bulkhead, driver.wake)
         try:
             self._until_settled()
         except FoldError as error:
@@ -114,6 +129,8 @@ class SplitExecution:
         finally:
             for call, ran in driver.kill(self._lane):
                 self._cut(call, ran)
+            if self._gate is not None:
+                self._gate.close()
             # Also when a cancel or the run's timeout ends it: what was done is worth knowing.
             self.result = self._collect()
         return self._settle()
@@ -122,7 +139,8 @@ class SplitExecution:
         needed = self._join.strategy.needed(self._total)
         total = self._total if self._total is not None else 1 << 30
         may_kill = max(0, total - (needed or 1)) if self._join.strategy.stops_early else 0
-        self._lane.begin(self._header, self._join.bulkhead, may_kill)
+        limit = self._join.bulkhead if isinstance(self._join.bulkhead, int) else None
+        self._lane.begin(self._header, limit, may_kill)
 
     def _until_settled(self) -> None:
         driver, tally = self._driver, self._tally
@@ -165,7 +183,8 @@ class SplitExecution:
 
     def _next_deadline(self) -> float | None:
         due = self._back_off[0][0] if self._back_off else None
-        return min((at for at in (due, self._deadline) if at is not None), default=None)
+        gate = None if self._gate is None else self._gate.due
+        return min((at for at in (due, gate, self._deadline) if at is not None), default=None)
 
     # -- branches on their way
 
@@ -188,10 +207,12 @@ class SplitExecution:
         """
         now = _clock.monotonic()
         while self._back_off and self._back_off[0][0] <= now:
-            self._lane.submit([heapq.heappop(self._back_off)[2]])
+            self._send([heapq.heappop(self._back_off)[2]])
+        if self._gate is not None:
+            self._admit()
         if self._is_exhausted:
             return False
-        room = self._lane.room()
+        room = self._lane.room() - (0 if self._gate is None else len(self._gate))
         if self._fold is not None and room:
             room = min(room, self._fold.next + _FOLD_AHEAD * max(room, 64) - self._submitted)
         batch: list[Call] = []
@@ -204,13 +225,40 @@ class SplitExecution:
             is_late = _clock.monotonic() - now > _FEED_PATIENCE
             # An idle worker gets an item as soon as there is one: the next may depend on what it does.
             if is_late or self._lane.is_hungry:
-                self._lane.submit(batch)
+                self._send(batch)
                 batch = []
             if is_late:
                 return not self._is_exhausted
         if batch:
-            self._lane.submit(batch)
+            self._send(batch)
         return False
+
+    def _send(self, calls: list[Call]) -> None:
+        if self._gate is None:
+            self._lane.submit(calls)
+            return
+        for call in calls:
+            assert call.branch is not None
+            self._gate.add(call, self._config(call.branch))
+        self._admit()
+
+    def _admit(self) -> None:
+        """Submit what the gate lets through, and fail what it refuses."""
+        assert self._gate is not None
+        for call, refusal in self._gate.admit(self._lane.slots):
+            if refusal is None:
+                self._lane.submit([call])
+                continue
+            index = call.branch
+            assert index is not None
+            self._driver.emit("circuit_open", state=self._state, branch=index, attempt=call.attempt, detail=refusal)
+            self._fail(index, refused(refusal, Where(self._state, index, call.attempt, self._path)), None)
+            if self._tally.verdict is not Verdict.PENDING:
+                return
+
+    def _leave_gate(self, call: Call, outcome: bool | None) -> None:
+        if self._gate is not None:
+            self._gate.leave(call, outcome)
 
     def _next_call(self) -> Call | None:
         """Return the next branch's first call; None when there are no more."""
@@ -227,13 +275,15 @@ class SplitExecution:
             config = self._config(index)
             if data is False or self._is_recorded(index, data):
                 continue
+            if config.has_gate and self._gate is None:
+                self._gate = Turnstile(None, self._driver.wake)
             attempt = self._open[index] = self._made.get(index, 0) + 1
             return Call(index, attempt, data, config.attempt_timeout, config.memory_limit, config.runs_alone)
 
     def _packed(self, index: int, item: Any) -> Any:
         """Return the item's bytes; False when it cannot be packed, which has failed its branch."""
         try:
-            data = dumps(item)
+            data = pack(item, self._driver.store.segments.place)
         except PayloadError as error:
             where = Where(self._state, index, 1, self._path)
             text = f"{where}: its item cannot be sent to a worker: {error}"
@@ -251,7 +301,7 @@ class SplitExecution:
 
     def _replay(self) -> None:
         """Accept what was accepted before, all of it before anything is run."""
-        accepted, self._made = self._driver.scribe.recorded()
+        accepted, self._made = self._driver.scribe.recorded(self._driver.store.segments)
         for attempt in accepted:
             index = attempt.branch
             assert index is not None
@@ -263,7 +313,7 @@ class SplitExecution:
                 value = None
             if attempt.operations:
                 self._writes[index] = attempt.operations
-            self._results[index] = branch_of(attempt, value)
+            self._records.add(branch_of(attempt, value))
 
     def _is_recorded(self, index: int, data: bytes | None) -> bool:
         """Return whether a branch was accepted before; its item must be the one it had then."""
@@ -279,6 +329,7 @@ class SplitExecution:
         index = event.call.branch
         assert index is not None
         self.attempts += 1
+        self._leave_gate(event.call, event.succeeded)
         if not event.succeeded:
             self._take_error(event, error_of(event, self._where(event)))
             return
@@ -293,6 +344,7 @@ class SplitExecution:
 
     def _take_loss(self, event: Lost) -> None:
         self.attempts += 1
+        self._leave_gate(event.call, False)
         self._take_error(event, error_of(event, self._where(event)))
 
     def _where(self, event: Finished | Lost) -> Where:
@@ -307,17 +359,20 @@ class SplitExecution:
             value = None
         if event.operations:
             self._writes[index] = event.operations
-        self._results[index] = BranchResult(
-            index,
-            BranchStatus.SUCCEEDED,
-            value,
-            None,
-            event.call.attempt,
-            _clock.as_utc(event.started),
-            event.duration,
-            event.cpu_time,
-            event.max_rss,
-        )
+        if self._records.wants(index, value):
+            self._records.add(
+                BranchResult(
+                    index,
+                    BranchStatus.SUCCEEDED,
+                    value,
+                    None,
+                    event.call.attempt,
+                    _clock.as_utc(event.started),
+                    event.duration,
+                    event.cpu_time,
+                    event.max_rss,
+                )
+            )
         self._news.append(("branch_finished", index, None, BranchStatus.SUCCEEDED))
 
     def _take_error(self, event: Finished | Lost, error: TaskError) -> None:
@@ -333,7 +388,7 @@ class SplitExecution:
         self._open[index] = call.attempt + 1
         # A retried branch is likely to fail again: nothing should wait behind it.
         again = Call(index, call.attempt + 1, call.item, call.timeout, call.memory_limit, True)
-        due = _clock.monotonic() + config.retry.delay(call.attempt, random.random)
+        due = _clock.monotonic() + delay_before_next(config, error, random.random)
         heapq.heappush(self._back_off, (due, next(self._order), again))
 
     def _fail(self, index: int, error: TaskError, event: Finished | Lost | None) -> None:
@@ -345,7 +400,7 @@ class SplitExecution:
             result.duration = event.duration
             if isinstance(event, Finished):
                 result.cpu_time, result.max_rss = event.cpu_time, event.max_rss
-        self._results[index] = result
+        self._records.add(result)
         self._open.pop(index, None)
         if self._fold is not None:
             self._fold.skip(index)
@@ -357,28 +412,23 @@ class SplitExecution:
     def _cut(self, call: Call, ran: float | None) -> None:
         index = call.branch
         assert index is not None
+        self._leave_gate(call, None)
         self._open.pop(index, None)
         began = None if ran is None else _clock.as_utc(_clock.epoch() - ran)
         result = BranchResult(index, BranchStatus.CANCELLED, attempts=call.attempt, started_at=began, duration=ran)
-        self._results[index] = result
+        self._records.add(result)
         self.cut.append(result)
 
     def _collect(self) -> SplitResult:
-        count = self._total
-        if count is None:
-            count = max(self._submitted, max(self._recorded, default=-1) + 1)
-        branches = []
-        for index in range(count):
-            branch = self._results.get(index)
-            if branch is None:
-                attempts = self._open.get(index, 1) - 1
-                status = BranchStatus.CANCELLED if attempts else BranchStatus.NOT_STARTED
-                branch = BranchResult(index, status, attempts=attempts)
-            branches.append(branch)
-        return SplitResult(branches)
+        total = self._total
+        if total is None:
+            total = max(self._submitted, max(self._recorded, default=-1) + 1)
+        return self._records.collect(total, self._open)
 
     def _settle(self) -> SplitOutcome:
-        result = self.result = self.result or self._collect()
+        result = self.result
+        if result is None:
+            result = self.result = self._collect()
         if self._tally.verdict is Verdict.SATISFIED:
             return SplitOutcome(self._accepted_writes(result), None, self._is_timeout)
         return SplitOutcome([], self._join_error(result), self._is_timeout)
@@ -390,17 +440,17 @@ class SplitExecution:
         own: list[Operation] = []
         if self._join.into is not None:
             try:
-                value = result.values if self._fold is None else self._fold.finish()
+                value = self._records.values() if self._fold is None else self._fold.finish()
             except FoldError as error:
                 raise self._reduce_error(error) from error.__cause__
             with self._naming(f"the value for key {self._join.into!r}"):
-                own.append(("put", self._join.into, tuple(entry_of(value))))
+                own.append(("put", self._join.into, tuple(entry_of(value, self._driver.store.segments.place))))
         if self._join.store_partial_results:
             facts = {
                 "split_results_summary": result.summary,
-                "split_successes_count": len(result.successes),
-                "split_errors_count": len(result.errors),
-                "split_cancelled_count": len(result.cancelled),
+                "split_successes_count": result.counts["succeeded"],
+                "split_errors_count": result.counts["failed"],
+                "split_cancelled_count": result.counts["cancelled"],
             }
             own += [("put", key, tuple(entry_of(value))) for key, value in facts.items()]
         return [*writes, ("the join", own)] if own else writes
@@ -421,20 +471,23 @@ class SplitExecution:
 
     def _join_error(self, result: SplitResult) -> JoinError:
         strategy = self._join.strategy
-        needed = strategy.needed(len(result))
+        counts = result.counts
+        total = sum(counts.values())
+        needed = strategy.needed(total)
         why = f"; it timed out after {self._join.timeout:g} s" if self._is_timeout else ""
-        listed = "".join(f"\n  {branch.error}" for branch in result.errors[:3])
-        if len(result.errors) > 3:
-            listed += f"\n  ... and {len(result.errors) - 3} more"
+        errors = result.errors
+        listed = "".join(f"\n  {branch.error}" for branch in errors[:3])
+        if counts["failed"] > 3:
+            listed += f"\n  ... and {counts['failed'] - 3} more"
         error = JoinError(
-            f"state {label(self._state)}: {strategy} needs {needed} of {len(result)} branches to succeed, "
-            f"{len(result.successes)} did ({len(result.errors)} failed, {len(result.cancelled)} cancelled)"
+            f"state {label(self._state)}: {strategy} needs {needed} of {total} branches to succeed, "
+            f"{counts['succeeded']} did ({counts['failed']} failed, {counts['cancelled']} cancelled)"
             f"{why}{listed}",
             state=self._state,
             result=result,
         )
         if self._is_timeout:
             error.__cause__ = TimeoutError(f"the split's timeout of {self._join.timeout:g} s passed")
-        elif result.errors:
-            error.__cause__ = result.errors[0].error
+        elif errors:
+            error.__cause__ = errors[0].error
         return error

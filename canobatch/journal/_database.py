@@ -273,7 +273,7 @@ class RunDatabase:
             if kept[1] is not None:
                 self._dead.append(kept[1])
 
-    def _blob(self, data: bytes | None) -> tuple[bytes | None, str | None]:
+    def _blob(self, data: Any) -> tuple[Any, str | None]:
         """Return what stands in the row, and the name of the file that holds the rest."""
         if data is None or len(data) < LARGE:
             return data, None
@@ -320,7 +320,7 @@ class RunDatabase:
         if entry is None:
             self._execute("DELETE FROM store WHERE key=?", (name,))
             return
-        data, file = self._blob(bytes(entry.data))
+        data, file = self._blob(entry.data)
         type_name = text_bytes(entry.type_name)
         own = self._count(digest("store", name, entry.category, type_name, data, file))
         self.store[name] = own, file

@@ -99,7 +99,7 @@ class AttemptRecord(NamedTuple):
     branch: int | None
     attempt: int
     status: str
-    value: bytes | None = None
+    value: bytes | bytearray | memoryview | None = None
     operations: tuple[Operation, ...] = ()
     error: ErrorRecord | None = None
     started: float | None = None

@@ -11,9 +11,11 @@ if TYPE_CHECKING:
 class Event(NamedTuple):
     """Something that happened in a run.
 
-    ``kind`` is one of "run_started", "run_finished", "run_failed", "run_cancelled", "state_entered",
-    "split_started", "branch_finished", "retry", "progress". ``detail`` holds what belongs to the kind:
-    the total of a split, the status of a branch, (done, total, message) of a progress, the error.
+        ``kind`` is one of "run_started", "run_finished", "run_failed", "run_cancelled", "state_entered",
+    "split_started", "branch_finished", "retry", "circuit_open" (an attempt was not made), "progress",
+    "item_failed", "checkpoint", "compensation_started", "compensation_finished". ``detail`` holds what belongs to
+    the kind: the total of a split, the status of a branch, (done, total, message) of a progress, the cursor of a
+    checkpoint, the error (of a compensation that finished: or None). For an item ``branch`` is its index.
     """
 
     run_id: str

@@ -13,15 +13,22 @@ if TYPE_CHECKING:
     from canobatch.pool._handle import WorkerHandle
     from canobatch.pool.backend import Call, Event, Header
     from canobatch.pool.pool import WorkerPool
+    from canobatch.segments import Segments
 
 
 class Lane:
     """Made by `WorkerPool.open_lane`; its fields are guarded by the pool's lock."""
 
     def __init__(
-        self, pool: WorkerPool, share: Share, deliver: Callable[[list[Event]], None], what: tuple[str, Any]
+        self,
+        pool: WorkerPool,
+        share: Share,
+        deliver: Callable[[list[Event]], None],
+        what: tuple[str, Any],
+        segments: Segments,
     ) -> None:
         self._pool = pool
+        self.segments = segments
         self.share = share
         self.deliver = deliver
         self.what = what
@@ -60,7 +67,12 @@ class Lane:
     @property
     def is_hungry(self) -> bool:
         """Whether a worker could begin one more call at once."""
-        return not self.pending and len(self.workers) < min(self._pool.size_hint, self.limit or self._pool.size_hint)
+        return not self.pending and len(self.workers) < self.slots
+
+    @property
+    def slots(self) -> int:
+        """How many calls may run at a time."""
+        return min(self._pool.size_hint, self.limit or self._pool.size_hint)
 
     def room(self) -> int:
         """Return how many more calls it is worth to submit now: what keeps every worker's window full."""

@@ -196,15 +196,26 @@ class Supervisor:
                 call = next((call for at, call in handle.window if at == number), None)
                 if call is not None and handle.lane is not None:
                     events.append(Progressed(handle.lane, call, done, total, message))
+            elif kind == wire.WANTED:
+                # It is the next call that asks: what was granted before belongs to those that ended.
+                events += self._end_calls(handle, outcomes)
+                outcomes = []
+                segments = None if handle.lane is None or handle.lane.is_stopped else handle.lane.segments
+                if not handle.grant(segments, *content):
+                    self.watch(handle)
             elif kind == wire.READY:
                 handle.pid = content
                 self._pool.become_ready(handle)
             elif kind == wire.BROKEN:
                 events += self._pool.break_lanes(_initializer_error(rebuild_error(content)))
-        if outcomes:
-            self._memory.pop(handle, None)
-            events += self._pool.take_outcomes(handle, outcomes)
-            self._is_worth_rebalancing = self._is_worth_rebalancing or len(handle.window) > 1 or handle.is_held
+        return events + self._end_calls(handle, outcomes)
+
+    def _end_calls(self, handle: WorkerHandle, outcomes: list[tuple[Any, ...]]) -> list[Event]:
+        if not outcomes:
+            return []
+        self._memory.pop(handle, None)
+        events = self._pool.take_outcomes(handle, outcomes)
+        self._is_worth_rebalancing = self._is_worth_rebalancing or len(handle.window) > 1 or handle.is_held
         return events
 
     def _serve_keeper(self, event: int) -> None:
@@ -301,7 +312,7 @@ class Supervisor:
                 self._check_memory()
             self._pool.drop_forgotten()
             if self._is_worth_rebalancing:
-                self._is_worth_rebalancing = self._pool.rebalance()
+                self._is_worth_rebalancing = self._pool.dispatcher.rebalance()
             deliver(events)
 
     def _check_timeout(self, handle: WorkerHandle, call: Call, now: float) -> None:

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
+    from canobatch.effects import Data
+    from canobatch.segments import Segments
+
 
 @dataclass(slots=True, eq=False)
 class Call:
@@ -20,7 +23,7 @@ class Call:
     Attributes:
         branch: Index of the branch, None for a single task.
         attempt: From 1.
-        item: The pickled item of a map, or None.
+        item: The packed item of a map, or None.
         timeout: Seconds the attempt may run, or None.
         memory_limit: Bytes it may use, or None.
         is_alone: Whether nothing may share its worker's window, because it may be killed by itself.
@@ -29,7 +32,7 @@ class Call:
 
     branch: int | None
     attempt: int = 1
-    item: bytes | None = None
+    item: Data | None = None
     timeout: float | None = None
     memory_limit: int | None = None
     is_alone: bool = False
@@ -42,13 +45,14 @@ class Header(NamedTuple):
     needs: tuple[int, ...]
     run: int
     definition: int
-    snapshot: int
+    #: The layers of the store's version, lowest first.
+    snapshot: tuple[int, ...]
     splits: int
     deadline: float | None
 
 
 class Finished(NamedTuple):
-    """A worker sent a complete outcome; the bytes in it are unopened."""
+    """A worker sent a complete outcome; what is packed in it is unopened."""
 
     lane: Any
     call: Call
@@ -124,6 +128,10 @@ class LaneHandle(Protocol):
     def is_hungry(self) -> bool:
         """Whether a worker could begin one more call at once."""
 
+    @property
+    def slots(self) -> int:
+        """How many calls may run at a time."""
+
     def room(self) -> int:
         """Return how many more calls it is worth to submit now."""
 
@@ -131,10 +139,15 @@ class LaneHandle(Protocol):
 class Backend(Protocol):
     """Executes calls."""
 
-    def open_lane(self, run: Hashable, deliver: Callable[[list[Event]], None], what: tuple[str, Any]) -> LaneHandle:
-        """Return a lane of ``run``, whose events are given to ``deliver``; ``what`` names run and state."""
+    def open_lane(
+        self, run: Hashable, deliver: Callable[[list[Event]], None], what: tuple[str, Any], segments: Segments
+    ) -> LaneHandle:
+        """Return a lane of ``run``, whose events are given to ``deliver``; ``what`` names run and state.
 
-    def share(self, kind: int, data: bytes) -> int:
+        Large values that its calls make are counted by ``segments``.
+        """
+
+    def share(self, kind: int, data: Data) -> int:
         """Keep ``data`` for the workers, which get it when a header names it; returns its number."""
 
     def forget(self, numbers: Sequence[int]) -> None:

@@ -16,11 +16,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from canobatch import _clock, _procs, wire, worker
-from canobatch.errors import ConfigurationError, PoolClosedError, WorkerLostError
+from canobatch.broker import release_broker, retain_broker
+from canobatch.effects import record_error
+from canobatch.errors import ConfigurationError, PayloadError, PoolClosedError, WorkerLostError
 from canobatch.packing import pack_definition
 from canobatch.pool import _assign
+from canobatch.pool._dispatch import Dispatcher
 from canobatch.pool._fleet import Fleet, WorkerInfo
-from canobatch.pool._handle import CUT, WorkerHandle
+from canobatch.pool._handle import CUT, WorkerHandle, owned
 from canobatch.pool._keeper import CLOSE, DEPTH, KILL, SPAWN, KeeperClient
 from canobatch.pool._lane import Lane
 from canobatch.pool._supervisor import Supervisor
@@ -30,6 +33,9 @@ from canobatch.task import arity_problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
     from types import TracebackType
+
+    from canobatch.effects import Data
+    from canobatch.segments import Segments
 
 #: Seconds that `close` gives the keeper.
 _CLOSE_PATIENCE = 8.0
@@ -86,15 +92,16 @@ class WorkerPool:
         self._error: Exception | None = None
         self._keeper: KeeperClient | None = None
         self._has_greeted = False
+        #: Whether its workers may ask this process for what lives here.
+        self._has_broker = False
         self._supervisor: Supervisor | None = None
         self._fleet = Fleet(max_workers, spares, self._launch)
         self._lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
-        self._active: dict[Lane, None] = {}
         self._shares: weakref.WeakKeyDictionary[Any, _assign.Share] = weakref.WeakKeyDictionary()
-        self._blobs: dict[int, tuple[int, bytes]] = {}
+        self._blobs: dict[int, tuple[int, Data]] = {}
         self._forgotten: deque[int] = deque()
+        self.dispatcher = Dispatcher(self._fleet, self._blobs, max_tasks_per_worker, self._watch_calls)
         self._numbers = itertools.count(1)
-        self._turns = itertools.count(1)
         pools.add(self)
 
     # -- for users
@@ -150,6 +157,9 @@ class WorkerPool:
             stopping = [Stopped(lane, lane.begun, True) for lane in self.stopping_lanes()]
             self._drop_everything()
         deliver(stopping)
+        if self._has_broker:
+            self._has_broker = False
+            release_broker()
 
     def __enter__(self) -> Self:
         return self
@@ -172,19 +182,21 @@ class WorkerPool:
     @property
     def size_hint(self) -> int:
         """How many calls may run at a time, as far as is known already."""
-        return self._fleet.max_workers or os.cpu_count() or 1
+        return self.dispatcher.size_hint
 
-    def open_lane(self, run: Hashable, deliver: Callable[[list[Event]], None], what: tuple[str, Any]) -> Lane:
+    def open_lane(
+        self, run: Hashable, deliver: Callable[[list[Event]], None], what: tuple[str, Any], segments: Segments
+    ) -> Lane:
         """Return a lane; see `Backend`."""
         with self.lock:
             self._await_loss()
             self._start()
             share = self._shares.setdefault(run, _assign.Share())
-            lane = Lane(self, share, deliver, what)
+            lane = Lane(self, share, deliver, what, segments)
             self._lanes.add(lane)
             return lane
 
-    def share(self, kind: int, data: bytes) -> int:
+    def share(self, kind: int, data: Data) -> int:
         """Keep ``data`` for the workers; see `Backend`."""
         number = next(self._numbers)
         self._blobs[number] = (kind, data)
@@ -206,14 +218,14 @@ class WorkerPool:
             self._require_open()
             self._start()
             lane.pending.extend(calls)
-            self._dispatch(lane)
+            self.dispatcher.dispatch(lane)
 
     def stop_lane(self, lane: Lane) -> bool:
         """Drop a lane's waiting calls and kill its workers; see `LaneHandle`."""
         with self.lock:
             lane.is_stopped = True
             lane.pending.clear()
-            self._active.pop(lane, None)
+            self.dispatcher.drop(lane)
             victims = list(lane.workers)
             if victims and self._keeper is not None:
                 lane.is_stopping = True
@@ -240,21 +252,21 @@ class WorkerPool:
         for name in names:
             self._blobs.pop(name, None)
         for handle in self._fleet if names else ():
-            if not handle.forget(names):
-                self._watch_writing(handle)
+            handle.forget(names)
+            self._watch_calls(handle, ())
 
     def greet(self, cores: int) -> None:
         """The keeper is up."""
         self._has_greeted = True
         if self._fleet.max_workers is None:
             self._fleet.max_workers = cores
-        self._dispatch()
+        self.dispatcher.dispatch()
         self._changed.notify_all()
 
     def become_ready(self, handle: WorkerHandle) -> None:
         """A worker says it is ready."""
         self._fleet.welcome(handle)
-        self._dispatch()
+        self.dispatcher.dispatch()
         self._fleet.fill()
         self._changed.notify_all()
 
@@ -262,8 +274,10 @@ class WorkerPool:
         """Account for finished calls of one worker and give it more."""
         events: list[Event] = []
         lane = handle.lane
-        for number, mode, payload, operations, begun, duration, used, peak, retire in outcomes:
+        for number, mode, payload, operations, written, begun, duration, used, peak, retire in outcomes:
             call = handle.finish(number)
+            if handle.grants:
+                mode, payload, operations = _adopted(handle, mode, payload, operations, written)
             handle.is_leaving = handle.is_leaving or retire == worker.RETIRE
             if lane is None or call is None:
                 continue
@@ -274,7 +288,7 @@ class WorkerPool:
         if self._max_tasks is not None and handle.calls_done >= self._max_tasks:
             handle.is_leaving = True
         if handle.doom is None:
-            self._refill(handle)
+            self.dispatcher.refill(handle)
         return events
 
     def bury(self, handle: WorkerHandle, exitcode: int | None, is_certain: bool = True) -> list[Event]:
@@ -292,7 +306,7 @@ class WorkerPool:
                 # What had not begun is sent again, before anything else.
                 lane.pending.extendleft(call for _, call in reversed(handle.window))
                 handle.window.clear()
-        self._release(handle)
+        self.dispatcher.release(handle)
         self._fleet.remove(handle)
         if lane is not None and lane.is_stopping and not lane.workers:
             lane.is_stopping = False
@@ -303,14 +317,14 @@ class WorkerPool:
         if lane is None or not lane.is_stopping:
             # Not while the keeper still has deaths to report: a spawn would hold them up by milliseconds.
             self._fleet.fill()
-        self._dispatch(lane)
+        self.dispatcher.dispatch(lane)
         return events
 
     def break_lanes(self, error: Exception, *, for_good: bool = True) -> list[Event]:
         """No lane can go on; ``for_good``: neither can the pool."""
         if for_good:
             self._error = error
-        self._active.clear()
+        self.dispatcher.clear()
         for lane in self._lanes:
             lane.pending.clear()
         self._changed.notify_all()
@@ -328,28 +342,6 @@ class WorkerPool:
         """The keeper is gone and so are its workers; returns whether it is worth starting another."""
         self._drop_everything()
         return self._has_greeted
-
-    def rebalance(self) -> bool:
-        """Give calls that wait behind a long one to idle workers; returns whether it is worth looking again."""
-        is_worth = False
-        now = _clock.monotonic()
-        for handle in self._fleet:
-            lane = handle.lane
-            if lane is None or handle.doom is not None or lane.is_stopped:
-                continue
-            if not handle.window:
-                self._refill(handle)
-                is_worth = handle.is_held or is_worth
-                continue
-            if len(handle.window) < 2 or not self._fleet.has_capacity:
-                continue
-            is_worth = True
-            number, started = handle.running()
-            if number and now - started > _assign.AHEAD and (lane.limit is None or len(lane.workers) < lane.limit):
-                lane.pace.note(now - started)
-                lane.pending.extendleft(reversed(handle.withhold()))
-                self._dispatch(lane)
-        return is_worth
 
     # -- inside; the lock is held
 
@@ -383,103 +375,9 @@ class WorkerPool:
         self._supervisor = Supervisor(self, self._keeper)
         self._fleet.is_open = True
         self._supervisor.start()
-
-    def _dispatch(self, lane: Lane | None = None) -> None:
-        """Give waiting calls to idle workers, and start workers for what is left."""
-        if lane is not None and lane.pending and not lane.is_stopped:
-            self._active[lane] = None
-        while self._fleet.has_capacity:
-            chosen = self._choose()
-            if chosen is None:
-                return
-            handle = next(iter(self._fleet.idle))
-            del self._fleet.idle[handle]
-            self._give(handle, chosen)
-        waiting = sum(len(lane.pending) for lane in self._active)
-        if waiting:
-            self._fleet.want_spares(max((lane.may_kill for lane in self._active), default=0))
-            self._fleet.want(self._fleet.busy + waiting)
-
-    def _choose(self) -> Lane | None:
-        active = self._active
-        if len(active) == 1:
-            lane = next(iter(active))
-            if lane.is_waiting:
-                return lane
-            if not lane.pending:
-                active.clear()
-            return None
-        for lane in [lane for lane in active if not lane.pending]:
-            del active[lane]
-        return _assign.choose(lane for lane in active if lane.is_waiting)
-
-    def _give(self, handle: WorkerHandle, lane: Lane) -> None:
-        """Send calls of ``lane`` to a worker whose window has room for them."""
-        pending = lane.pending
-        window = handle.window
-        if pending[0].is_alone:
-            count = 1
-        else:
-            capacity = lane.pace.window(len(pending), min(self.size_hint, lane.limit or self.size_hint))
-            count = min(len(pending), max(1, capacity - len(window)))
-        if self._max_tasks is not None:
-            count = min(count, self._max_tasks - handle.calls_sent)
-        calls: list[Call] = []
-        while pending and len(calls) < count and not (calls and pending[0].is_alone):
-            calls.append(pending.popleft())
-        if not window:
-            handle.lane = lane
-            lane.workers.add(handle)
-            lane.share.busy += 1
-            self._fleet.busy += 1
-        lane.turn = lane.share.turn = next(self._turns)
-        assert lane.header is not None
-        if not handle.send_calls(lane.header, calls, self._blobs):
-            self._watch_writing(handle)
-        if self._supervisor is not None:
-            self._supervisor.watch_calls(handle, calls)
-
-    def _refill(self, handle: WorkerHandle) -> None:
-        """A worker has room: more of the same lane, or whatever is next."""
-        lane = handle.lane
-        if handle.window:
-            if (
-                lane is not None
-                and lane.pending
-                and not lane.is_stopped
-                and not handle.is_leaving
-                and (self._max_tasks is None or handle.calls_sent < self._max_tasks)
-                and not lane.pending[0].is_alone
-                and not handle.window[0][1].is_alone
-                and len(handle.window) <= lane.pace.window(len(lane.pending), self.size_hint) // 2
-                and not _assign.should_yield(lane, (other for other in self._active if other.is_waiting))
-            ):
-                self._give(handle, lane)
-            return
-        if handle.is_astray:
-            # It is still its lane's, to be killed with it.
-            return
-        self._release(handle)
-        if handle.is_leaving:
-            self._let_go(handle)
-        else:
-            self._fleet.idle[handle] = None
-            self._dispatch(lane)
-
-    def _release(self, handle: WorkerHandle) -> None:
-        """A worker holds no calls any more."""
-        lane = handle.lane
-        if lane is not None:
-            lane.workers.discard(handle)
-            lane.share.busy -= 1
-            self._fleet.busy -= 1
-            handle.lane = None
-
-    def _let_go(self, handle: WorkerHandle) -> None:
-        """Let a worker end by itself, and start its successor."""
-        handle.doom = CUT
-        handle.send(wire.frame(wire.EXIT, None))
-        self._fleet.retire(handle)
+        if not self._has_broker:
+            self._has_broker = True
+            retain_broker()
 
     def _launch(self, handle: WorkerHandle) -> None:
         """Have the keeper start a worker."""
@@ -490,18 +388,20 @@ class WorkerPool:
         self._keeper.request(SPAWN, (handle.number, handle.is_spare), handle.take_child_ends())
         self._supervisor.watch_keeper()
 
-    def _watch_writing(self, handle: WorkerHandle) -> None:
+    def _watch_calls(self, handle: WorkerHandle, calls: Sequence[Call]) -> None:
         if self._supervisor is not None:
-            self._supervisor.watch(handle)
+            if handle.outbox:
+                self._supervisor.watch(handle)
+            self._supervisor.watch_calls(handle, calls)
 
     def _drop_everything(self) -> None:
         for handle in self._fleet:
-            self._release(handle)
+            self.dispatcher.release(handle)
         for lane in self._lanes:
             lane.is_stopping = False
         self._fleet.is_open = False
         self._fleet.clear()
-        self._active.clear()
+        self.dispatcher.clear()
         self._keeper = self._supervisor = None
 
     @property
@@ -511,6 +411,7 @@ class WorkerPool:
 
     def forget_in_child(self) -> None:
         """In a forked child: leave the processes alone, and their channels to the parent."""
+        self._has_broker = False
         keeper, self._keeper = self._keeper, None
         supervisor, self._supervisor = self._supervisor, None
         self.lock = threading.RLock()
@@ -521,6 +422,19 @@ class WorkerPool:
                 supervisor.forget()
             if keeper is not None:
                 keeper.forget()
+
+
+def _adopted(
+    handle: WorkerHandle, mode: int, payload: Any, operations: tuple[Any, ...], written: list[tuple[int, bytes, bool]]
+) -> tuple[int, Any, tuple[Any, ...]]:
+    """Take over the segments of an outcome; without them it is a failure."""
+    try:
+        segments = handle.adopt(written)
+    except PayloadError as error:
+        return worker.ERROR, tuple(record_error(error)), ()
+    if segments:
+        payload, operations = owned(payload, segments), owned(operations, segments)
+    return mode, payload, operations
 
 
 class _PoolElsewhere:

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import itertools
 import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
+from canobatch.effects import Placed
 from canobatch.errors import CommitError, StoreError
+from canobatch.snapshot import Layer, Snapshot, stacked
 from canobatch.task import TaskStore
-from canobatch.view import Draft, KeyValues, Snapshot
+from canobatch.view import Draft, KeyValues
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from canobatch.effects import Entry, Operation
+    from canobatch.segments import Segments
 
 _names = itertools.count(1)
 
 
 class Store(TaskStore, Protocol):
     """What a run needs of a store, beside what tasks do with it."""
+
+    @property
+    def segments(self) -> Segments:
+        """Where large values of its runs lie."""
 
     def snapshot(self) -> Snapshot:
         """Return the present version; it never changes."""
@@ -43,14 +49,20 @@ class Store(TaskStore, Protocol):
 
 
 class IndexedStore(KeyValues):
-    """The index: key -> entry, replaced as a whole by each commit that changes it."""
+    """The index, key -> entry, and the layers of the versions that were published."""
 
-    def __init__(self) -> None:
+    def __init__(self, segments: Segments) -> None:
+        self.segments = segments
+        self._place = segments.place
         self._lock = threading.RLock()
         self._entries: dict[str, Entry] = {}
         self._name = next(_names)
         self._version = 0
-        self._is_published = False
+        self._layers: tuple[Layer, ...] = (Layer({}),)
+        #: What changed since the last version was published.
+        self._changes: dict[str, Entry | None] = {}
+        self._large: dict[str, Placed] = {}
+        self._snapshot: Snapshot | None = None
 
     def keys(self) -> list[str]:
         """Return all keys, sorted."""
@@ -60,8 +72,12 @@ class IndexedStore(KeyValues):
     def snapshot(self) -> Snapshot:
         """Return the present version; it never changes."""
         with self._lock:
-            self._is_published = True
-            return Snapshot((self._name, self._version), self._entries)
+            if self._snapshot is None:
+                if self._changes:
+                    self._layers = stacked(self._layers, Layer(self._changes))
+                    self._changes = {}
+                self._snapshot = Snapshot((self._name, self._version), self._layers, tuple(self._large.values()))
+            return self._snapshot
 
     def commit(
         self,
@@ -70,7 +86,7 @@ class IndexedStore(KeyValues):
     ) -> None:
         """Apply all operations, writer by writer, or none; see `Store`."""
         with self._lock:
-            draft = Draft(self._entries)
+            draft = Draft(self._entries, self._place)
             try:
                 for _, operations in writes:
                     for operation in operations:
@@ -103,7 +119,7 @@ class IndexedStore(KeyValues):
 
     def _take(self, operation: Operation) -> None:
         with self._lock:
-            draft = Draft(self._entries)
+            draft = Draft(self._entries, self._place)
             draft.apply(operation)
             self._replace(draft)
 
@@ -111,18 +127,20 @@ class IndexedStore(KeyValues):
         is_cleared, changes = draft.changes()
         if not is_cleared and not changes:
             return
-        if self._is_published:
-            # Somebody holds the present version: leave it alone.
-            self._entries = {} if is_cleared else dict(self._entries)
-            self._is_published = False
-        elif is_cleared:
+        if is_cleared:
             self._entries.clear()
+            self._large.clear()
+            self._layers, self._changes = (Layer({}),), {}
         for key, entry in changes.items():
+            self._large.pop(key, None)
             if entry is None:
-                with suppress(KeyError):
-                    del self._entries[key]
+                self._entries.pop(key, None)
             else:
                 self._entries[key] = entry
+                if isinstance(entry.data, Placed):
+                    self._large[key] = entry.data
+        self._changes.update(changes)
+        self._snapshot = None
         self._version += 1
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """MemoryStore: a store for runs without worker processes."""
 
+from canobatch import segments
 from canobatch.store.base import IndexedStore
 
 
@@ -14,3 +15,6 @@ class MemoryStore(IndexedStore):
         >>> store.get("log")
         ['first']
     """
+
+    def __init__(self) -> None:
+        super().__init__(segments.default())

@@ -128,6 +128,66 @@ def test_crash_and_resume(output_of: OutputOf) -> None:
     assert again <= done
 
 
+def test_circuit_breaker(output_of: OutputOf) -> None:
+    """Five calls fail, those after the fourth in a row are spared the service, and a trial finds it well again."""
+    *answers, before, last, summary = output_of("circuit_breaker.py").splitlines()
+    assert before == "from the cache:   20.2 (breaker open)"
+    assert last == "from the service: 20.8 (breaker closed)"
+    words = "8 calls for {} requests: 5 failed, the last one succeeded and left the breaker closed"
+    assert summary == words.format(len(answers) + 2)
+
+
+def test_rate_limited(output_of: OutputOf) -> None:
+    """33 calls, eight at once and then forty a second, take 0.6 s at least; everything that was taken came back."""
+    left, summary = output_of("rate_limited.py").splitlines()
+    assert left == "left for this hour: 967 calls, 9901 words; free: 2"
+    took = float(summary.split()[-7])
+    assert summary == f"30 answers by 33 calls in {took:.2f} s, 3 of them made again"
+    assert took >= 0.6
+
+
+def test_worker_resources(output_of: OutputOf) -> None:
+    """Three runs, and each worker has made its table once."""
+    *workers, primes, summary = output_of("worker_resources.py").splitlines()
+    assert 1 <= len(workers) <= 2
+    assert primes == "primes up to 10000: 1229, up to 290000: 25224"
+    assert summary == "87 lookups in 3 runs; tables made by each worker: 1"
+
+
+def test_processing_models(output_of: OutputOf) -> None:
+    """The tour goes through a state of each model, in their order."""
+    output = output_of("processing_models.py")
+    assert output.startswith("path: WAIT SETTLE PICK PARSE COMPARE PAGES FEED PUBLISH DONE\n")
+    assert "refused readings: [40, 41]" in output
+    assert last_line(output) == "DONE after 8 states"
+
+
+def test_saga_payment(output_of: OutputOf) -> None:
+    """Each order ends as it should, and the books say what is in effect."""
+    assert output_of("saga_payment.py").splitlines() == [
+        "lamp: done; the books say: charged, reserved, shipped",
+        "chair: undone: there is no address to ship to; the books say: refunded, released",
+        "table: failed and not undone: the bank takes back no 199.00; the books say: charged, released",
+        "1 shipped, 1 undone, 1 to be seen to by hand",
+    ]
+
+
+def test_on_request(output_of: OutputOf) -> None:
+    """Each request is a run with a store of its own; its exit state is the answer's status."""
+    hello, blank, _, summary = output_of("on_request.py").splitlines()
+    assert hello == """'Hello World From Cano': 200 {"words": 4, "upper": "HELLO WORLD FROM CANO"}"""
+    assert blank == """'   ': 400 {"error": "the text is blank"}"""
+    assert summary == "22 requests: 21 answered, 1 refused"
+
+
+def test_etl_pipeline(output_of: OutputOf) -> None:
+    """What is loaded is what was made, to the cent, in as many blocks as there are."""
+    *months, summary = output_of("etl_pipeline.py", 25_000).splitlines()
+    assert len(months) == 12
+    assert summary.startswith("25000 orders in 3 blocks: ")
+    assert summary.endswith("EUR, as expected")
+
+
 # ---------------------------------------------------------------- ad exchange
 
 

@@ -27,7 +27,7 @@ from tests.support.watch import Scene, Witness, await_that, is_alive, kill
 MIXED = ["loops_in_c", "starts_a_session", "daemonises", "forks_all_the_time"]
 
 #: Those that end up stopped.
-STOPPED = ["stops_itself", "sends_and_stops"]
+STOPPED = ["stops_itself", "sends_and_stops", "fills_and_stops"]
 
 ANY = JoinStrategy.any()
 
@@ -49,7 +49,7 @@ def race(witness: Witness, losers: list[Loser], winners: int, **options: object)
     return Workflow("race", **options).register_split("race", tasks, join).register("look", look).add_exit_state("end")
 
 
-@pytest.mark.parametrize("how", [way for way in WAYS if way not in STOPPED and way != "sends_and_dies"])
+@pytest.mark.parametrize("how", [way for way in WAYS if way not in STOPPED and not way.endswith("_and_dies")])
 def test_a_loser_is_dead_when_the_next_state_runs(how, tmp_path):
     """However a loser resists and whatever it started, nothing of it is alive in the next state."""
     with Witness(tmp_path, "loser") as witness, WorkerPool(3) as pool:
@@ -133,7 +133,7 @@ def test_a_300_mb_result_arrives_beside_a_kill(tmp_path):
         return bytes(range(250)) * 1_200_000
 
     with Witness(tmp_path, "loser") as witness, WorkerPool(2) as pool:
-        tasks = [Loser("loser", "sends_and_stops", str(tmp_path)), big]
+        tasks = [Loser("loser", "fills_and_stops", str(tmp_path)), big]
         workflow = Workflow("w").register_split("s", tasks, JoinConfig(ANY, "end")).add_exit_state("end")
         run = workflow.start("s", pool=pool)
         assert run.wait(90) == "end"
@@ -363,11 +363,12 @@ def test_only_the_run_that_is_cancelled_is_killed(tmp_path):
 # -- killed by somebody else
 
 
-def test_a_worker_killed_while_it_sends_fails_its_branch_alone(tmp_path):
+@pytest.mark.parametrize("how", ["sends_and_dies", "fills_and_dies"])
+def test_a_worker_killed_while_it_sends_fails_its_branch_alone(how, tmp_path):
     """A torn result is one lost attempt: the branch says which signal it was, its siblings succeed."""
     with Witness(tmp_path, "loser") as witness, WorkerPool(2) as pool:
         tasks = [
-            Loser("loser", "sends_and_dies", str(tmp_path)),
+            Loser("loser", how, str(tmp_path)),
             *[Winner(n, ["loser"], str(tmp_path)) for n in range(3)],
         ]
         join = JoinConfig(JoinStrategy.partial_timeout(), "end", timeout=90.0)

@@ -74,7 +74,7 @@ def test_a_launcher_with_an_idle_pool_leaves_nothing(start_script):
         ["starts_a_session", "daemonises", "runs_a_command"],
         ["forks", "forks_all_the_time"],
         ["stops_itself"],
-        ["sends_and_stops"],
+        ["sends_and_stops", "fills_and_stops"],
     ],
     ids=lambda ways: ways[0],
 )

@@ -383,7 +383,8 @@ def test_a_result_too_large_for_memory_fails_the_branch():
         held = bytes(300_000_000)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000, resource.RLIM_INFINITY))
-        return held
+        # Not the bytes themselves: those are written as they are.
+        return [held]
 
     with WorkerPool(1) as pool:
         failed = run_with(deadly, pool)

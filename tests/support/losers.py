@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from canobatch import Task, TaskConfig, wire
+from canobatch import Task, TaskConfig, segments, wire
 from tests.support.watch import Scene
 
 #: What each of them does, by name: called with what says that it runs, and its descriptor of the scene.
@@ -157,31 +157,52 @@ def stops_itself(runs, descriptor):
     return child.wait()
 
 
+class LargeError(Exception):
+    """An error that is a large message."""
+
+    def __str__(self):
+        return "large"
+
+
 @_way
 def sends_and_stops(runs, descriptor):
-    """Stops itself when a part of its 300 MB result has been sent."""
-    _while_sending(lambda: (runs(), os.kill(os.getpid(), signal.SIGSTOP)))
-    return bytes(300_000_000)
+    """Stops itself when a part of a 300 MB message has been sent."""
+    _while_writing(wire.send_blocking, "part", lambda: (runs(), os.kill(os.getpid(), signal.SIGSTOP)))
+    raise LargeError(bytes(300_000_000))
 
 
 @_way
 def sends_and_dies(runs, descriptor):
-    """Dies when a part of its 300 MB result has been sent."""
-    _while_sending(lambda: (runs(), os.kill(os.getpid(), signal.SIGKILL)))
+    """Dies when a part of a 300 MB message has been sent."""
+    _while_writing(wire.send_blocking, "part", lambda: (runs(), os.kill(os.getpid(), signal.SIGKILL)))
+    raise LargeError(bytes(300_000_000))
+
+
+@_way
+def fills_and_stops(runs, descriptor):
+    """Stops itself when a part of its 300 MB result is in shared memory."""
+    _while_writing(segments._write, "piece", lambda: (runs(), os.kill(os.getpid(), signal.SIGSTOP)))
     return bytes(300_000_000)
 
 
-def _while_sending(act: Callable[[], object]) -> None:
-    """Call ``act`` in a thread as soon as this process writes its result to its channel."""
+@_way
+def fills_and_dies(runs, descriptor):
+    """Dies when a part of its 300 MB result is in shared memory."""
+    _while_writing(segments._write, "piece", lambda: (runs(), os.kill(os.getpid(), signal.SIGKILL)))
+    return bytes(300_000_000)
+
+
+def _while_writing(writer: Callable[..., object], name: str, act: Callable[[], object]) -> None:
+    """Call ``act`` in a thread as soon as the task's thread is in ``writer``, with a large ``name`` at hand."""
     main = threading.main_thread().ident
 
     def watch() -> None:
         while True:
             frame = sys._current_frames()[main]
-            while frame is not None and frame.f_code is not wire.send_blocking.__code__:
+            while frame is not None and frame.f_code is not writer.__code__:
                 frame = frame.f_back
             # In it for a large part, not for the header before it.
-            if frame is not None and len(frame.f_locals.get("part", b"")) > 1_000_000:
+            if frame is not None and len(frame.f_locals.get(name, b"")) > 1_000_000:
                 act()
                 return
             time.sleep(0.0005)

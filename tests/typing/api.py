@@ -13,19 +13,27 @@ from canobatch import (
     BranchResult,
     BranchStatus,
     CancelToken,
+    CircuitBreaker,
+    Counter,
     JoinConfig,
     JoinError,
     JoinStrategy,
     MemoryStore,
+    MultiRateLimiter,
+    RateLimiter,
+    Resource,
+    Resources,
     Retry,
     Run,
     RunReport,
+    Semaphore,
     SharedStore,
     SplitResult,
     Task,
     TaskConfig,
     TaskContext,
     TaskError,
+    WindowedRateLimiter,
     WorkerInfo,
     WorkerPool,
     Workflow,
@@ -76,6 +84,40 @@ class Count(Task):
 def take(ctx: TaskContext, item: str) -> int:
     """Take part as the function of a map."""
     return len(item)
+
+
+class Model(Resource):
+    """A worker's resource."""
+
+    scope = "worker"
+
+    def setup(self) -> None:
+        """Load it."""
+        self.weights = [1.0]
+
+
+def limit(ctx: TaskContext) -> State:
+    """Use resources and limits by hand."""
+    assert_type(ctx.resource("model", Model), Model)
+    assert_type(ctx.resource("model").anything, Any)
+    assert_type(ctx.resources.find("hits", Counter).add(), float)
+    with ctx.resource("places", Semaphore).acquire(timeout=timedelta(seconds=1)) as permit:
+        permit.release()
+    with ctx.resource("guard", CircuitBreaker).acquire():
+        ctx.resource("calls", MultiRateLimiter).acquire({"bytes": 100}, timeout=5.0)
+    assert_type(ctx.resource("rate", RateLimiter).try_acquire(2), bool)
+    assert_type(ctx.resource("rate", RateLimiter).time_until(), float)
+    return State.DONE
+
+
+def equip() -> Workflow:
+    """Give a workflow resources, and its tasks limits."""
+    tiers = MultiRateLimiter({"calls": RateLimiter(10, per=1.0, burst=5), "bytes": WindowedRateLimiter(1e6, 60.0)})
+    config = TaskConfig(circuit_breaker=CircuitBreaker(3, timedelta(minutes=1)), rate_limiter=tiers)
+    resources = Resources({"model": Model()}).insert("hits", Counter())
+    JoinConfig(JoinStrategy.all(), State.DONE, bulkhead=Semaphore(2))
+    TaskConfig(rate_limiter=Semaphore(1))  # type: ignore[arg-type]
+    return Workflow("limits", resources=resources).register(State.LOAD, limit, config=config)
 
 
 def define() -> Workflow:

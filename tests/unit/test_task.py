@@ -340,6 +340,7 @@ def context(**changed):
         "split_of": lambda state: f"split of {state}",
         "report": lambda *what: None,
         "is_cancelled": lambda: False,
+        "resources": {},
     }
     return TaskContext(**{**facts, **changed})
 

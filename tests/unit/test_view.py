@@ -9,7 +9,7 @@ import pytest
 
 from canobatch.effects import entry_of, loads
 from canobatch.errors import StoreKeyError, StoreTypeError
-from canobatch.view import Draft, Snapshot, StoreView, decode_snapshot, encode_snapshot
+from canobatch.view import Draft, StoreView
 
 
 def base_of(**values):
@@ -185,15 +185,3 @@ def test_changes_are_what_differs_from_the_base():
     is_cleared, changed = draft.changes()
     assert is_cleared
     assert {key: loads(entry.data) for key, entry in changed.items()} == {"d": 4}
-
-
-def test_a_snapshot_travels():
-    """A version is the same entries after the way to a worker."""
-    entries = dict(base_of(a=[1], b="x", c=object))
-    assert decode_snapshot(encode_snapshot(Snapshot((1, 2), entries))) == entries
-    assert decode_snapshot(encode_snapshot(Snapshot((1, 2), {}))) == {}
-    assert dict(StoreView(decode_snapshot(encode_snapshot(Snapshot((1, 2), entries))))) == {
-        "a": [1],
-        "b": "x",
-        "c": object,
-    }

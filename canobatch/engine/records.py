@@ -1,0 +1,66 @@
+"""What is kept of a split's branches while it runs: all of them, or for very many counts and failures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from canobatch.join import BranchResult, BranchStatus, SplitResult
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: Branches from this index on leave a count, and a record only if they failed; of those, too, so many.
+KEPT = 100_000
+
+
+class Records:
+    """Ended branches of one split; ``keeps_values``: those without a record leave their value all the same."""
+
+    def __init__(self, *, keeps_values: bool) -> None:
+        self._records: dict[int, BranchResult] = {}
+        self._values: dict[int, Any] | None = {} if keeps_values else None
+        self._late: Counter[BranchStatus] = Counter()
+        self._late_failures = 0
+
+    def wants(self, index: int, value: Any) -> bool:
+        """Return whether a branch that succeeded is to be given to `add`; if not, it is counted now."""
+        if index < KEPT:
+            return True
+        self._late[BranchStatus.SUCCEEDED] += 1
+        if self._values is not None:
+            self._values[index] = value
+        return False
+
+    def add(self, result: BranchResult) -> None:
+        """Keep or count a branch that ended."""
+        if result.index < KEPT:
+            self._records[result.index] = result
+            return
+        self._late[result.status] += 1
+        if result.error is not None and self._late_failures < KEPT:
+            self._late_failures += 1
+            self._records[result.index] = result
+
+    def values(self) -> list[Any]:
+        """Return the accepted values in branch order."""
+        values = [
+            record.value for _, record in sorted(self._records.items()) if record.status is BranchStatus.SUCCEEDED
+        ]
+        return values if not self._values else values + [value for _, value in sorted(self._values.items())]
+
+    def collect(self, total: int, attempts: Mapping[int, int]) -> SplitResult:
+        """Return what ``total`` branches came to; those that are missing were cut, after these ``attempts``."""
+        for index, begun in attempts.items():
+            if begun > 1 and (index >= KEPT or index not in self._records):
+                self.add(BranchResult(index, BranchStatus.CANCELLED, attempts=begun - 1))
+        for index in range(min(total, KEPT)):
+            if index not in self._records:
+                self._records[index] = BranchResult(index, BranchStatus.NOT_STARTED)
+        records = [record for _, record in sorted(self._records.items())]
+        if total <= KEPT:
+            return SplitResult(records)
+        statuses = Counter(record.status for record in records if record.index < KEPT)
+        statuses += self._late
+        statuses[BranchStatus.NOT_STARTED] += total - statuses.total()
+        return SplitResult(records, statuses)

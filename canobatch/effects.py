@@ -68,6 +68,8 @@ class Loadable(Protocol):
         """Return the value."""
 
 
+#: Bytes in one piece.
+Flat: TypeAlias = bytes | bytearray | memoryview
 #: A packed value.
 Data: TypeAlias = bytes | bytearray | memoryview | Loadable
 

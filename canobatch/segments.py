@@ -24,7 +24,7 @@ from canobatch.errors import StoreError, StoreFullError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from canobatch.effects import Data
+    from canobatch.effects import Data, Flat
 
 #: Which kind of segments this process makes: "memfd" or "shm".
 KIND_VARIABLE = "CANOBATCH_SEGMENTS"
@@ -194,12 +194,12 @@ class _Held:
         return self._data
 
 
-def flat(data: Data) -> bytes | bytearray | memoryview:
+def flat(data: Data) -> Flat:
     """Return packed data as one piece of bytes, without a copy."""
     return data.segment.view() if isinstance(data, Placed) else stream_of(data)
 
 
-def unflat(data: bytes | bytearray | memoryview) -> Data:
+def unflat(data: Flat) -> Data:
     """Return the packed data that `flat` made one piece."""
     if data[: len(_MAGIC)] != _MAGIC:
         return data

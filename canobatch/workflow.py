@@ -463,14 +463,6 @@ class _WorkflowElsewhere:
         raise WorkflowError(f"workflow {self.name!r} cannot be used inside a task (.{name}); build one there")
 
 
-def _as_resources(given: object) -> Resources:
-    if isinstance(given, Resources):
-        return given
-    if given is not None and not isinstance(given, Mapping):
-        raise ConfigurationError(f"resources must be Resources or a mapping of key to resource, got {given!r}")
-    return Resources(given)
-
-
 def _limit(name: str, value: float | timedelta | None) -> float | None:
     try:
         limit = None if value is None else _clock.as_seconds(value)
@@ -479,6 +471,14 @@ def _limit(name: str, value: float | timedelta | None) -> float | None:
     if limit is not None and not limit > 0:
         raise ConfigurationError(f"{name} must be above 0 seconds, got {value!r}")
     return limit
+
+
+def _as_resources(given: object) -> Resources:
+    if isinstance(given, Resources):
+        return given
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigurationError(f"resources must be Resources or a mapping of key to resource, got {given!r}")
+    return Resources(given)
 
 
 def _check_run(pool: object, run_id: object, cancel: object) -> None:

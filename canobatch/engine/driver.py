@@ -14,22 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from canobatch import _clock
 from canobatch.definition import Map, Single, Split, label
-from canobatch.effects import loads
-from canobatch.engine.admission import let_through
 from canobatch.engine.attempt import (
-    Where,
     delay_before_next,
-    error_of,
     final_error,
     may_retry,
-    unpacking_error,
-    wrap,
 )
-from canobatch.engine.model import run_model
 from canobatch.engine.patience import Patience
 from canobatch.engine.report import RunReport, StateReport
 from canobatch.engine.saga import Saga
 from canobatch.engine.scribe import Scribe
+from canobatch.engine.single import run_single
 from canobatch.engine.split import SplitExecution
 from canobatch.engine.station import Shelf, Station
 from canobatch.errors import (
@@ -42,10 +36,9 @@ from canobatch.errors import (
     WorkflowError,
     WorkflowTimeoutError,
 )
-from canobatch.models import CompensatableTask, Driven, RouterTask, StreamTask
 from canobatch.observe import Event, Observer
 from canobatch.pool import Broken, Call, Finished, Lost, Progressed, Stopped
-from canobatch.task import TaskConfig, TaskContext, bound_call, entry_point
+from canobatch.task import TaskConfig, TaskContext
 from canobatch.view import StoreView
 
 if TYPE_CHECKING:
@@ -108,7 +101,8 @@ class Driver:
         self._deadline = None if definition.total_timeout is None else self._started + definition.total_timeout
         self._mail: queue.SimpleQueue[list[PoolEvent] | None] = queue.SimpleQueue()
         self._station: Station | None = None
-        self._calls: dict[Any, Callable[..., Any]] = {}
+        #: The task of each state that has run here, ready to be called.
+        self.calls: dict[Any, Callable[..., Any]] = {}
         self._seq = 0
         self._saga = Saga(self)
         self._patience: Patience | None = None
@@ -122,14 +116,14 @@ class Driver:
         forget = self.token.watch(self.wake)
         self.emit("run_resumed" if self.scribe.is_resumed else "run_started")
         try:
-            with self.resources.held():
-                state = self._walk_or_roll_back()
+            with self.resources.held(), self._saga.rolled_back():
+                state = self._walk()
             self.scribe.end(state, None, is_kept=True)
         except BaseException as error:
             self._error = error
             self._record_end(error)
-            is_cancel = self.token.is_cancelled and isinstance(_original(error), RunCancelledError)
-            self.emit("run_cancelled" if is_cancel else "run_failed", detail=error)
+            own = error.original if isinstance(error, CompensationError) else error
+            self.emit("run_cancelled" if isinstance(own, RunCancelledError) else "run_failed", detail=error)
             raise
         else:
             self.emit("run_finished", state=state)
@@ -139,15 +133,6 @@ class Driver:
             if self._station is not None:
                 self._station.close()
             self._ended = _clock.monotonic()
-
-    def _walk_or_roll_back(self) -> Any:
-        try:
-            return self._walk()
-        except BaseException as error:
-            failure = self._saga.roll_back(error)
-            if failure is error:
-                raise
-            raise failure from failure.__cause__
 
     def _record_end(self, error: BaseException) -> None:
         try:
@@ -178,7 +163,7 @@ class Driver:
             self._states.append(report)
             try:
                 if isinstance(handler, Single):
-                    state = self._run_single(state, handler, report)
+                    state = run_single(self, self._saga, state, handler, report)
                 else:
                     state = self._run_split(state, handler, report)
             except BaseException as error:
@@ -204,88 +189,11 @@ class Driver:
 
     # -- single tasks
 
-    def _run_single(self, state: Any, handler: Single, report: StateReport) -> Any:
-        if isinstance(handler.task, Driven | StreamTask | CompensatableTask):
-            return run_model(self, self._saga, state, handler, report)
-        config = self.definition.config_of(handler, handler.task)
-        try:
-            if self.is_for_worker(config):
-                value, operations = self._attempt_in_worker(state, handler, config, report)
-            else:
-                value, operations = self._attempt_in_parent(state, handler, config, report)
-        except TaskError as error:
-            report.error = error
-            if handler.on_error is None:
-                raise
-            self.commit(state, [], following=handler.on_error, report=report, error=error)
-            return handler.on_error
-        if operations and (handler.is_router or isinstance(handler.task, RouterTask)):
-            raise WorkflowError(
-                f"state {label(state)} is a router and must not write to the store; use register()",
-                state=state,
-                path=self.path,
-            )
-        following = self.checked(state, value)
-        if not (handler.is_router or isinstance(handler.task, RouterTask)):
-            self.commit(state, [("its task", operations)] if operations else [], following=following, report=report)
-        return following
-
     def is_for_worker(self, config: TaskConfig) -> bool:
         """Return whether a single task with this configuration runs in a worker."""
         if config.where is not None:
             return config.where == "worker"
         return config.runs_alone or self._deadline is not None or self._where == "worker"
-
-    def _attempt_in_parent(
-        self, state: Any, handler: Single, config: TaskConfig, report: StateReport
-    ) -> tuple[Any, Sequence[Operation]]:
-        call = self._calls.get(state)
-        if call is None:
-            call = self._calls[state] = bound_call(entry_point(handler.task), (1, 0))
-        while True:
-            where = Where(state, None, report.attempts + 1, tuple(self.path))
-            admitted = let_through(self, config, where)
-            report.attempts += 1
-            view = self.view()
-            context = self.context(state, view, report.attempts)
-            try:
-                value = call(context)
-            except BaseException as own:  # noqa: BLE001 - SystemExit too is a failed attempt
-                admitted.end(None if self.token.is_cancelled else False)
-                # A task that gave up because the run was cancelled has not failed.
-                self.check()
-                error = wrap(own, where)
-            else:
-                admitted.end(True)
-                return value, view.operations
-            self.back_off(config, error)
-
-    def _attempt_in_worker(
-        self, state: Any, handler: Single, config: TaskConfig, report: StateReport
-    ) -> tuple[Any, Sequence[Operation]]:
-        station = self.station()
-        header = self.header(state, [handler.task], self._deadline)
-        lane = station.lane(state)
-        while True:
-            where = Where(state, None, report.attempts + 1, tuple(self.path))
-            admitted = let_through(self, config, where)
-            report.attempts += 1
-            lane.begin(header, None, 0)
-            call = Call(None, report.attempts, None, config.attempt_timeout, config.memory_limit, config.runs_alone)
-            try:
-                lane.submit([call])
-                event = self.await_outcome(lane, state)
-            except BaseException:
-                self.kill(lane)
-                admitted.end(None)
-                raise
-            admitted.end(isinstance(event, Finished) and event.succeeded)
-            if isinstance(event, Finished) and event.succeeded:
-                try:
-                    return None if event.payload is None else loads(event.payload), event.operations
-                except BaseException as error:
-                    raise unpacking_error(error, where) from error
-            self.back_off(config, error_of(event, where))
 
     def await_outcome(self, lane: LaneHandle, state: Any) -> Finished | Lost:
         """Return what became of the one call of ``lane``."""
@@ -589,8 +497,3 @@ class Driver:
                 observer.on_event(event)
             except Exception:  # noqa: BLE001 - observers are isolated
                 _log.exception("an observer failed on %s; the event is dropped for it", kind)
-
-
-def _original(error: BaseException) -> BaseException | None:
-    """Return what a roll-back followed."""
-    return error.original if isinstance(error, CompensationError) else error

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from canobatch import _clock
 from canobatch.effects import loads, pack
+from canobatch.engine.admission import Turnstile, refused
 from canobatch.engine.attempt import delay_before_next, error_of, may_retry, unpacking_error
 from canobatch.errors import PayloadError, TaskError
 from canobatch.pool import Call, Finished, Lost, Progressed
@@ -101,7 +102,8 @@ class ItemsHere:
         for attempt in itertools.count(1):
             visit.driver.check()
             try:
-                value, operations = visit.call_here(_PHASE, (item,), branch=index, attempt=attempt)
+                with visit.admitted(index, attempt):
+                    value, operations = visit.call_here(_PHASE, (item,), branch=index, attempt=attempt)
             except TaskError as error:
                 if may_retry(self._config, error):
                     visit.driver.back_off(self._config, error)
@@ -143,13 +145,16 @@ class ItemsInWorkers:
         self._next = 0
         self._done: dict[int, ItemOutcome] = {}
         self._back_off: list[tuple[float, int, Call]] = []
+        self._gate = Turnstile(None, visit.driver.wake) if self._config.has_gate else None
         self._header = visit.header()
         self._aside = visit.driver.aside(self.lane)
 
     @property
     def next_due(self) -> float | None:
-        """When the next attempt of an item is due."""
-        return self._back_off[0][0] if self._back_off else None
+        """When the next attempt of an item is due, or the gate is to be asked again."""
+        due = self._back_off[0][0] if self._back_off else None
+        gate = None if self._gate is None else self._gate.due
+        return min((at for at in (due, gate) if at is not None), default=None)
 
     @property
     def is_idle(self) -> bool:
@@ -158,7 +163,7 @@ class ItemsInWorkers:
 
     def room(self) -> int:
         """Return how many more items it is worth to submit now."""
-        room = self.lane.room()
+        room = self.lane.room() - (0 if self._gate is None else len(self._gate))
         return room if self._ahead is None else min(room, self._ahead - (self.submitted - self._next))
 
     def submit(self, item: Any) -> None:
@@ -178,11 +183,13 @@ class ItemsInWorkers:
             self._header = header
             self._begin()
         config = self._config
-        self.lane.submit([Call(index, 1, data, config.attempt_timeout, config.memory_limit, config.runs_alone)])
+        self._send(Call(index, 1, data, config.attempt_timeout, config.memory_limit, config.runs_alone))
 
     def take(self, events: Sequence[Event]) -> None:
         """Take outcomes, and send attempts whose back-off is over."""
         for event in events:
+            if self._gate is not None and isinstance(event, Finished | Lost):
+                self._gate.leave(event.call, isinstance(event, Finished) and event.succeeded)
             if isinstance(event, Finished):
                 self._take(event)
             elif isinstance(event, Lost):
@@ -191,7 +198,8 @@ class ItemsInWorkers:
                 self._visit.driver.progress(self._visit.state, event)
         now = _clock.monotonic()
         while self._back_off and self._back_off[0][0] <= now:
-            self.lane.submit([heapq.heappop(self._back_off)[2]])
+            self._send(heapq.heappop(self._back_off)[2])
+        self._admit()
 
     def ready(self) -> Iterator[ItemOutcome]:
         """Return, once, the outcomes that are next in the items' order."""
@@ -204,6 +212,25 @@ class ItemsInWorkers:
         """Let items that are sent from now on see what was committed."""
         self._header = self._visit.header()
         self._begin()
+
+    def _send(self, call: Call) -> None:
+        if self._gate is None:
+            self.lane.submit([call])
+        else:
+            self._gate.add(call, self._config)
+            self._admit()
+
+    def _admit(self) -> None:
+        """Submit what the gate lets through, and fail what it refuses."""
+        for call, refusal in () if self._gate is None else self._gate.admit(self.lane.slots):
+            if refusal is None:
+                self.lane.submit([call])
+                continue
+            visit, index = self._visit, call.branch
+            assert index is not None
+            visit.driver.emit("circuit_open", state=visit.state, branch=index, attempt=call.attempt, detail=refusal)
+            failure = refused(refusal, visit.where(index, call.attempt))
+            self._done[index] = self._failed(call, failure)
 
     def _begin(self) -> None:
         self.lane.begin(self._header, self._concurrency, 0)
@@ -234,8 +261,13 @@ class ItemsInWorkers:
             due = _clock.monotonic() + delay_before_next(self._config, error, random.random)
             heapq.heappush(self._back_off, (due, index, again))
             return
+        self._done[index] = self._failed(call, error)
+
+    @staticmethod
+    def _failed(call: Call, error: TaskError) -> ItemOutcome:
+        assert call.branch is not None
         assert call.item is not None
-        self._done[index] = ItemOutcome(index, loads(call.item)[1][0], None, error, ())
+        return ItemOutcome(call.branch, loads(call.item)[1][0], None, error, ())
 
     def __enter__(self) -> Self:
         self._aside.__enter__()
@@ -245,3 +277,5 @@ class ItemsInWorkers:
     def __exit__(self, *_: object) -> None:
         self._aside.__exit__(None, None, None)
         self._visit.driver.kill(self.lane)
+        if self._gate is not None:
+            self._gate.close()

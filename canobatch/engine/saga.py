@@ -6,6 +6,7 @@ A deed belongs to the visit of its state; what cannot be told to have happened o
 from __future__ import annotations
 
 import reprlib
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from canobatch import _clock
@@ -16,6 +17,8 @@ from canobatch.errors import CompensationError, TaskError
 from canobatch.phases import Deed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from canobatch.engine.driver import Driver
     from canobatch.engine.visit import Visit
 
@@ -41,20 +44,40 @@ class Saga:
 
     def _attempt(self, visit: Visit) -> Any:
         where = visit.where()
+        visit.is_in_doubt = False
         try:
-            with self._driver.patient(self._driver.definition.grace):
-                deed = visit.call("run")
+            # Who waits at the gate need not be waited for.
+            with visit.admitted(), self._driver.patient(self._driver.definition.grace):
+                deed = visit.call_at_once("run")
         except BaseException:
             if visit.is_in_doubt:
-                self._stack.append(Done(visit, where, None))
+                self._push(Done(visit, where, None))
             raise
         if not isinstance(deed, Deed):
-            self._stack.append(Done(visit, where, None))
+            self._push(Done(visit, where, None))
             raise visit.refusal(f"{type(visit.model).__name__}.run must return (state, output); it is in doubt now")
-        self._stack.append(Done(visit, where, deed.output))
+        self._push(Done(visit, where, deed.output))
         return deed.state
 
-    def roll_back(self, error: BaseException) -> BaseException:
+    def _push(self, done: Done) -> None:
+        self._stack.append(done)
+
+    @contextmanager
+    def rolled_back(self) -> Iterator[None]:
+        """Undo everything if this fails.
+
+        Raises:
+            CompensationError: Not all of it could be undone.
+        """
+        try:
+            yield
+        except BaseException as error:
+            failed = self._roll_back(error)
+            if failed is error:
+                raise
+            raise failed from error
+
+    def _roll_back(self, error: BaseException) -> BaseException:
         """Undo everything; return ``error``, or the `CompensationError` of what could not be undone."""
         own = own_error(error) if isinstance(error, TaskError) else error
         errors = list(own.errors) if isinstance(own, CompensationError) else []
@@ -73,9 +96,7 @@ class Saga:
             return error
         listed = "".join(f"\n  {describe_error(each)}" for each in errors)
         text = f"{describe_error(error)}; and {len(errors)} of its effects could not be undone:{listed}"
-        failed = CompensationError(text, errors=errors, original=error)
-        failed.__cause__ = error
-        return failed
+        return CompensationError(text, errors=errors, original=error)
 
     def _undo(self, done: Done, deadline: float | None) -> BaseException | None:
         """Compensate; return what it failed with."""
@@ -94,7 +115,7 @@ class Saga:
         visit.attempt = 1
         try:
             visit.unstage()
-            visit.call("compensate", done.output, timeout=left)
+            visit.call_at_once("compensate", done.output, timeout=left)
             visit.commit()
         except Exception as error:  # noqa: BLE001 - the others are to be undone all the same
             error.add_note(f"while compensating state {label(where.state)}; its output: {_shown(done)}")

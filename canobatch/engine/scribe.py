@@ -148,6 +148,13 @@ class Scribe:
                 begun[branch] = attempt.attempt
         return accepted, begun
 
+    def cursor(self, name: str) -> Data | None:
+        """Return what an earlier life kept last under ``name`` in the present visit."""
+        if self._recovered is None or self.visit != self._recovered.visits[-1].visit:
+            return None
+        data = self._recovered.cursors.get(name)
+        return None if data is None else unflat(data)
+
     def value_of(self, attempt: AttemptRecord) -> Any:
         """Return what an accepted branch returned in an earlier life.
 
@@ -233,7 +240,7 @@ class Scribe:
         report: StateReport | None = None,
         result: SplitResult | None = None,
         cut: Iterable[BranchResult] = (),
-        cursors: Mapping[str, bytes | None] | None = None,
+        cursors: Mapping[str, Data] | None = None,
         error: BaseException | None = None,
     ) -> Callable[[bool, Mapping[str, Entry | None]], None] | None:
         """Return what makes a commit durable, once the store knows its changes; None without a journal.
@@ -253,7 +260,7 @@ class Scribe:
                     next_state=None if following is None else label(following),
                     is_cleared=is_cleared,
                     entries={key: entry and with_data(entry, flat) for key, entry in entries.items()},
-                    cursors=cursors or {},
+                    cursors={name: flat(data) for name, data in (cursors or {}).items()},
                     records=tuple(self._cut(branch) for branch in cut),
                     attempts=0 if report is None else report.attempts,
                     total=None if result is None else len(result),

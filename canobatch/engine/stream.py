@@ -22,8 +22,6 @@ from canobatch.errors import (
 from canobatch.models import CloseReason, DeadLetter, perform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from canobatch.engine.items import ItemOutcome
     from canobatch.engine.visit import Visit
     from canobatch.models import StreamTask
@@ -39,10 +37,9 @@ class StreamExecution:
     def run(self) -> Any:
         """Run it to its end and return the next state."""
         visit = self._visit
-        cursor: Callable[[], Any] = lambda: None  # noqa: E731 - until there is one
         while True:
             visit.begin_attempt()
-            session = Session(visit, cursor)
+            session = Session(visit)
             try:
                 return session.run()
             except TaskError as error:
@@ -51,7 +48,6 @@ class StreamExecution:
                     raise
                 # Whatever it is about, it has failed this attempt.
                 error.attempt = visit.attempt
-                cursor = session.cursor
                 visit.driver.back_off(visit.config, error)
 
 
@@ -59,12 +55,10 @@ class Session:
     """One attempt at a stream, from ``open`` to ``on_close``.
 
     Attributes:
-        cursor: Gives the one committed last; None: the start.
         is_drained: Whether the run is over, and the stream was brought to an end for that.
     """
 
-    def __init__(self, visit: Visit, cursor: Callable[[], Any]) -> None:
-        self.cursor = cursor
+    def __init__(self, visit: Visit) -> None:
         self.is_drained = False
         self._visit = visit
         self._driver = visit.driver
@@ -101,9 +95,9 @@ class Session:
 
     def _open(self) -> Iterable[Any]:
         driver, visit = self._driver, self._visit
-        self._view = driver.view()
+        self._view = visit.view()
         ctx = driver.context(visit.state, self._view, visit.attempt)
-        items = perform(self._model, "open", ctx, (self.cursor(),))
+        items = perform(self._model, "open", ctx, (visit.cursor(),))
         if not isinstance(items, Iterable):
             raise visit.refusal(f"open returned {items!r}, which cannot be iterated over; return the items")
         return items
@@ -158,7 +152,7 @@ class Session:
             raise error
         visit = self._visit
         self._driver.emit("item_failed", state=visit.state, branch=outcome.index, attempt=error.attempt, detail=error)
-        view = self._driver.view(visit.snapshot())
+        view = visit.view()
         try:
             view.append(self._model.dead_letters, DeadLetter(outcome.item, describe_error(own_error(error))))
         except (StoreTypeError, PayloadError) as failure:
@@ -168,8 +162,8 @@ class Session:
     def _flush(self, crew: Items) -> Any:
         """Hand the window on and commit it; return the state to stop at, or None."""
         self._is_flushing = True
-        with self._driver.patient(self._driver.definition.grace):
-            stop = self._visit.call("flush_window", self._outputs)
+        with self._visit.admitted(), self._driver.patient(self._driver.definition.grace):
+            stop = self._visit.call_at_once("flush_window", self._outputs)
         self._is_flushing = False
         if stop is not None:
             self._driver.checked(self._visit.state, stop)
@@ -179,7 +173,7 @@ class Session:
 
     def _commit(self) -> None:
         visit = self._visit
-        self.cursor = visit.keep(self._last)
+        visit.keep(self._last)
         self._outputs = []
         self._boundary = None
         # What fails from here on is a first failure.
@@ -218,13 +212,13 @@ class Session:
         with self._driver.patient(None):
             try:
                 if self._outputs:
-                    visit.call("flush_window", self._outputs, timeout=_left(until))
+                    visit.call_at_once("flush_window", self._outputs, timeout=_left(until))
                     self._commit()
             except TaskError as error:
                 visit.unstage()
                 failure = error
             try:
-                visit.call("on_close", reason, timeout=_left(until))
+                visit.call_at_once("on_close", reason, timeout=_left(until))
                 visit.commit()
             except TaskError as error:
                 failure = failure or error

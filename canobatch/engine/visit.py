@@ -7,12 +7,13 @@ committed with it.
 from __future__ import annotations
 
 import itertools
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from canobatch import _clock
 from canobatch.definition import label
 from canobatch.effects import describe_error, loads, pack
-from canobatch.engine.admission import FREE, let_through
+from canobatch.engine.admission import let_through
 from canobatch.engine.attempt import Where, error_of, is_mendable, own_error, unpacking_error, wrap
 from canobatch.engine.items import ItemsHere, ItemsInWorkers
 from canobatch.errors import PayloadError, TaskError, TaskTimeoutError, WorkflowError
@@ -22,7 +23,7 @@ from canobatch.pool import Call, Finished
 from canobatch.view import Draft
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from canobatch.definition import Single
     from canobatch.effects import Data, Operation
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from canobatch.engine.report import StateReport
     from canobatch.pool.backend import Header
     from canobatch.snapshot import Snapshot
+    from canobatch.view import StoreView
 
 _T = TypeVar("_T")
 
@@ -61,6 +63,9 @@ class Visit:
         self._phases = Phases(self.model, is_here=self.is_here)
         self._staged: list[tuple[str, Sequence[Operation]]] = []
         self._seen: tuple[Any, Snapshot] | None = None
+        self._cursor: Data | None = driver.scribe.cursor("cursor")
+        #: What an earlier attempt came to know, and the next need not find out again.
+        self._made: list[Any] = []
         self._deadline: float | None = None
 
     # -- attempts
@@ -115,8 +120,18 @@ class Visit:
 
     # -- calls
 
-    def call(self, phase: str, *args: Any, timeout: float | None = None) -> Any:
-        """Call a phase once and stage what it writes.
+    def call(self, phase: str, *args: Any) -> Any:
+        """Call a phase once, when the gate lets it through, and stage what it writes; see `Stage`.
+
+        Raises:
+            TaskError: It failed.
+        """
+        self.driver.check()
+        with self.admitted():
+            return self.call_at_once(phase, *args)
+
+    def call_at_once(self, phase: str, *args: Any, timeout: float | None = None) -> Any:
+        """Call a phase whatever breakers and limiters say.
 
         Args:
             phase: Its name.
@@ -128,13 +143,23 @@ class Visit:
         """
         self.driver.check()
         self.is_in_doubt = False
-        # A roll-back asks nobody: the breaker that it would ask may be what the run failed of.
-        admitted = FREE if phase == "compensate" else let_through(self.driver, self.config, self.where())
+        if self.is_here:
+            value, operations = self.call_here(phase, args)
+        else:
+            value, operations = self._call_in_worker(phase, args, timeout)
+        self.stage(phase, operations)
+        return value
+
+    @contextmanager
+    def admitted(self, branch: int | None = None, attempt: int | None = None) -> Iterator[None]:
+        """Wait at the gate; tell it how the attempt within has ended.
+
+        Raises:
+            CircuitOpenError: The breaker is open, and not to be waited for.
+        """
+        admitted = let_through(self.driver, self.config, self.where(branch, attempt))
         try:
-            if self.is_here:
-                value, operations = self.call_here(phase, args)
-            else:
-                value, operations = self._call_in_worker(phase, args, timeout)
+            yield
         except TaskError:
             admitted.end(False)
             raise
@@ -142,19 +167,19 @@ class Visit:
             admitted.end(None)
             raise
         admitted.end(True)
-        self.stage(phase, operations)
-        return value
 
     def call_here(
         self, phase: str, args: tuple[Any, ...], *, branch: int | None = None, attempt: int | None = None
     ) -> tuple[Any, Sequence[Operation]]:
         """Call a phase in the parent; return its value and what it wrote."""
-        view = self.driver.view(self.snapshot())
+        view = self.view()
         ctx = self.driver.context(self.state, view, attempt or self.attempt)
         ctx.branch = branch
         try:
             return self._phases(ctx, (phase, args)), view.operations
         except BaseException as own:  # noqa: BLE001 - SystemExit too is a failed attempt
+            # What gave up because the run was cancelled has not failed.
+            self.driver.check()
             error = wrap(own, self.where(branch, attempt))
         raise error from error.__cause__
 
@@ -288,18 +313,32 @@ class Visit:
             self._seen = (name, base.changed((0, next(_versions)), changes, is_cleared=is_cleared))
         return self._seen[1]
 
-    def keep(self, cursor: Any) -> Callable[[], Any]:
+    def view(self) -> StoreView:
+        """Return what a call here sees, and writes to."""
+        return self.driver.view(self.snapshot())
+
+    def keep(self, cursor: Any) -> None:
         """Commit what was staged together with ``cursor``; see `Stage`."""
         data = self.packed("its cursor", cursor)
-        self.commit()
+        self.commit(cursors={"cursor": data})
+        self._cursor = data
         self.driver.emit("checkpoint", state=self.state, attempt=self.attempt, detail=cursor)
-        return lambda: loads(data)
 
-    def commit(self) -> None:
-        """Commit what was staged."""
-        if self._staged:
-            self.driver.commit(self.state, self._staged)
-            self._staged = []
+    def cursor(self) -> Any:
+        """Return a copy of the cursor that was kept last: nobody can spoil it for the next attempt."""
+        return None if self._cursor is None else loads(self._cursor)
+
+    def once(self, make: Callable[[], _T]) -> _T:
+        """Return what was made first; see `Stage`."""
+        if not self._made:
+            self._made.append(make())
+        made: _T = self._made[0]
+        return made
+
+    def commit(self, following: Any = None, *, cursors: Mapping[str, Data] | None = None) -> None:
+        """Commit what was staged, with where the run goes; None: it stays here."""
+        staged, self._staged = self._staged, []
+        self.driver.commit(self.state, staged, following=following, report=self.report, cursors=cursors)
 
     def refusal(self, text: str) -> WorkflowError:
         """Return the error that says what a phase must not do."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from canobatch.effects import ErrorRecord
+    from canobatch.effects import ErrorRecord, Flat
     from canobatch.journal.records import AttemptRecord, Commit, NewRun, Owner, RunStatus
 
 COMPONENT = "run"
@@ -190,7 +190,7 @@ class RunDatabase:
         if attempt.operations and attempt.visit > self.left:
             self._put_operations(key, attempt)
 
-    def note(self, visit: int, name: str, data: bytes | None) -> None:
+    def note(self, visit: int, name: str, data: Flat | None) -> None:
         """Write a fact of a visit."""
         key = (visit, text_bytes(name))
         self._forget(self.cursors.pop(key, None))

@@ -25,7 +25,7 @@ from canobatch.journal.records import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from canobatch.effects import ErrorRecord
+    from canobatch.effects import ErrorRecord, Flat
     from canobatch.journal.records import Commit, NewRun
 
 
@@ -50,7 +50,7 @@ class _Kept:
     store: dict[str, Entry]
     visits: dict[int, VisitRecord] = field(default_factory=dict)
     attempts: dict[tuple[int, int, int, int], AttemptRecord] = field(default_factory=dict)
-    cursors: dict[tuple[int, str], bytes] = field(default_factory=dict)
+    cursors: dict[tuple[int, str], Flat] = field(default_factory=dict)
     compensations: dict[int, CompensationRecord] = field(default_factory=dict)
     is_held: bool = True
     left: int = 0
@@ -113,7 +113,7 @@ class MemoryRun:
         return _WRITTEN
 
     @staticmethod
-    def _note(kept: _Kept, visit: int, name: str, data: bytes | None) -> None:
+    def _note(kept: _Kept, visit: int, name: str, data: Flat | None) -> None:
         if data is None:
             kept.cursors.pop((visit, name), None)
         else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from canobatch.effects import Entry, ErrorRecord, Operation
+    from canobatch.effects import Entry, ErrorRecord, Flat, Operation
 
 
 class RunStatus(StrEnum):
@@ -99,7 +99,7 @@ class AttemptRecord(NamedTuple):
     branch: int | None
     attempt: int
     status: str
-    value: bytes | bytearray | memoryview | None = None
+    value: Flat | None = None
     operations: tuple[Operation, ...] = ()
     error: ErrorRecord | None = None
     started: float | None = None
@@ -135,7 +135,7 @@ class Commit:
     next_state: str | None
     is_cleared: bool = False
     entries: Mapping[str, Entry | None] = field(default_factory=dict)
-    cursors: Mapping[str, bytes | None] = field(default_factory=dict)
+    cursors: Mapping[str, Flat | None] = field(default_factory=dict)
     records: tuple[AttemptRecord, ...] = ()
     attempts: int = 0
     total: int | None = None
@@ -228,7 +228,7 @@ class Recovered:
     life: int
     visits: tuple[VisitRecord, ...]
     store: Mapping[str, Entry]
-    cursors: Mapping[str, bytes]
+    cursors: Mapping[str, Flat]
     compensations: tuple[CompensationRecord, ...]
     rollback: ErrorRecord | None
     state: str | None

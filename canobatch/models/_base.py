@@ -40,8 +40,14 @@ class Stage(Protocol):
     def now(self) -> tuple[float, float]:
         """Return the monotonic time and the seconds since the epoch."""
 
-    def keep(self, cursor: Any) -> Callable[[], Any]:
-        """Commit what was written so far together with ``cursor``; return what gives a copy of it."""
+    def keep(self, cursor: Any) -> None:
+        """Commit what was written so far together with ``cursor``."""
+
+    def cursor(self) -> Any:
+        """Return a copy of the cursor that was kept last; None: none was."""
+
+    def once(self, make: Callable[[], _T]) -> _T:
+        """Return what ``make`` returned in the first attempt of this visit that came so far."""
 
     def process(self, items: Iterable[Any]) -> list[ItemResult]:
         """Call "process_item" for each item; return what became of them, in their order."""
@@ -78,6 +84,7 @@ class Here:
     def __init__(self, model: Driven, ctx: TaskContext) -> None:
         self._model = model
         self._ctx = ctx
+        self._cursor: Any = None
 
     def call(self, phase: str, *args: Any) -> Any:
         """Call a phase once; see `Stage`."""
@@ -100,9 +107,17 @@ class Here:
         """Return the monotonic time and the seconds since the epoch."""
         return _clock.monotonic(), _clock.epoch()
 
-    def keep(self, cursor: Any) -> Callable[[], Any]:
+    def keep(self, cursor: Any) -> None:
         """Keep it just here: one piece has nowhere to start again from."""
-        return lambda: cursor
+        self._cursor = cursor
+
+    def cursor(self) -> Any:
+        """Return the cursor that was kept last."""
+        return self._cursor
+
+    def once(self, make: Callable[[], _T]) -> _T:
+        """Make it: there is one attempt."""
+        return make()
 
     def process(self, items: Iterable[Any]) -> list[ItemResult]:
         """Call "process_item" for each item, one after the other."""

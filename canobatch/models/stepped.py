@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from canobatch.models._base import Driven
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from canobatch.models._base import Stage
 
 
@@ -50,15 +48,10 @@ class SteppedTask(Driven):
 
     def drive(self, stage: Stage) -> Any:
         """Step until done."""
-
-        def step() -> Any:
-            return stage.call("step", cursor())
-
-        cursor: Callable[[], Any] = lambda: None  # noqa: E731 - until there is one
         while True:
-            answer = stage.retry(step)
+            answer = stage.retry(lambda: stage.call("step", stage.cursor()))
             if isinstance(answer, Done):
                 return answer.state
             if not isinstance(answer, More):
                 raise stage.refusal(f"step returned {answer!r}; return More(cursor) or Done(state)")
-            cursor = stage.keep(answer.cursor)
+            stage.keep(answer.cursor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from canobatch.models._base import Driven
 
@@ -42,31 +42,33 @@ class TimerTask(Driven):
 
     def drive(self, stage: Stage) -> Any:
         """Wait, and go on."""
-        due: float | datetime | None = None
+        return stage.retry(lambda: self._attempt(stage))
 
-        def attempt() -> Any:
-            nonlocal due
-            if due is None:
-                due = _due(stage, stage.call("wait"))
-            while (left := time_left(due, *stage.now())) > 0:
-                stage.wait(min(left, _SLICE))
-            return stage.call("after_wait")
-
-        return stage.retry(attempt)
+    def _attempt(self, stage: Stage) -> Any:
+        due = stage.once(lambda: _due(stage, stage.call("wait")))
+        while (left := due.left(*stage.now())) > 0:
+            stage.wait(min(left, _SLICE))
+        return stage.call("after_wait")
 
 
-def _due(stage: Stage, answer: Any) -> float | datetime:
-    """Return when to wake up: on the monotonic clock, or by the calendar."""
+class Due(NamedTuple):
+    """When to wake up, in seconds since the epoch; and on the monotonic clock, if it was told as a duration."""
+
+    epoch: float
+    monotonic: float | None
+
+    def left(self, monotonic: float, epoch: float) -> float:
+        """Return the seconds until then."""
+        return self.epoch - epoch if self.monotonic is None else self.monotonic - monotonic
+
+
+def _due(stage: Stage, answer: Any) -> Due:
     if isinstance(answer, datetime):
         if answer.tzinfo is None:
             raise stage.refusal(f"wait returned {answer!r}, which has no time zone; use datetime.now(UTC)")
-        return answer
+        return Due(answer.timestamp(), None)
     seconds = answer.total_seconds() if isinstance(answer, timedelta) else answer
-    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or math.isnan(seconds):
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not math.isfinite(seconds):
         raise stage.refusal(f"wait returned {answer!r}; return seconds, a timedelta or an aware datetime")
-    return stage.now()[0] + seconds
-
-
-def time_left(due: float | datetime, monotonic: float, epoch: float) -> float:
-    """Return the seconds until ``due``."""
-    return due.timestamp() - epoch if isinstance(due, datetime) else due - monotonic
+    monotonic, epoch = stage.now()
+    return Due(epoch + seconds, monotonic + seconds)

@@ -35,6 +35,7 @@ class FakeStage:
         self.calls: list[tuple] = []
         self.waits: list[float] = []
         self.cursors: list = []
+        self.made: list = []
         self.monotonic, self.epoch = 100.0, 1000.0
 
     def call(self, phase, *args):
@@ -63,7 +64,14 @@ class FakeStage:
 
     def keep(self, cursor):
         self.cursors.append(cursor)
-        return lambda: cursor
+
+    def cursor(self):
+        return self.cursors[-1] if self.cursors else None
+
+    def once(self, make):
+        if not self.made:
+            self.made.append(make())
+        return self.made[0]
 
     def process(self, items):
         return [ItemResult(index, self.call("process_item", item)) for index, item in enumerate(items)]

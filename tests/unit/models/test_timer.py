@@ -103,7 +103,7 @@ def test_a_retry_of_after_wait_does_not_wait_again():
     assert sum(stage.waits) == 30
 
 
-@pytest.mark.parametrize("answer", [None, "soon", True, float("nan"), datetime(2030, 1, 1)])  # noqa: DTZ001
+@pytest.mark.parametrize("answer", [None, "soon", True, float("nan"), float("inf"), datetime(2030, 1, 1)])  # noqa: DTZ001
 def test_another_answer_is_refused_with_what_to_return(answer):
     """Neither nonsense nor a time of no zone is guessed at."""
     stage = FakeStage(timer_of(answer))

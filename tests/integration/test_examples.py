@@ -115,6 +115,19 @@ def test_queue_consumer(output_of: OutputOf) -> None:
     assert summary == "consumed 25 items in 4 batches"
 
 
+def test_crash_and_resume(output_of: OutputOf) -> None:
+    """A run that was killed at half of 60 branches keeps at least that half, and does the rest."""
+    first, second, _, last = output_of("crash_and_resume.py").splitlines()
+    assert first == "the first process ended with SIGKILL"
+    assert second.startswith("run demo is interrupted; recorded: ")
+    words = last.split()
+    assert words[:3] == ["resumed", "to", "DONE:"]
+    kept, done, again = int(words[3]), int(words[6]), int(words[8])
+    assert kept >= 30
+    assert kept + done == 60
+    assert again <= done
+
+
 def test_circuit_breaker(output_of: OutputOf) -> None:
     """Five calls fail, those after the fourth in a row are spared the service, and a trial finds it well again."""
     *answers, before, last, summary = output_of("circuit_breaker.py").splitlines()

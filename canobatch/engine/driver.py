@@ -75,6 +75,7 @@ class Driver:
         observers: Sequence[Observer] = (),
         resources: Resources,
         where: str = "parent",
+        timeout: float | None = None,
         scribe: Scribe | None = None,
     ) -> None:
         self.definition = definition
@@ -98,7 +99,8 @@ class Driver:
         self._started_at = _clock.as_utc(_clock.epoch())
         self._ended: float | None = None
         self._error: BaseException | None = None
-        self._deadline = None if definition.total_timeout is None else self._started + definition.total_timeout
+        self._limit = min((limit for limit in (definition.total_timeout, timeout) if limit is not None), default=None)
+        self._deadline: float | None = None
         self._mail: queue.SimpleQueue[list[PoolEvent] | None] = queue.SimpleQueue()
         self._station: Station | None = None
         #: The task of each state that has run here, ready to be called.
@@ -113,6 +115,9 @@ class Driver:
 
     def run(self) -> Any:
         """Run to an exit state and return it."""
+        # A run may have waited for its turn since it was made.
+        self._started, self._started_at = _clock.monotonic(), _clock.as_utc(_clock.epoch())
+        self._deadline = None if self._limit is None else self._started + self._limit
         forget = self.token.watch(self.wake)
         self.emit("run_resumed" if self.scribe.is_resumed else "run_started")
         try:
@@ -466,7 +471,7 @@ class Driver:
                 state=state,
                 path=self.path,
             )
-        limit = self.definition.total_timeout or 0.0
+        limit = self._limit or 0.0
         state = self.path[-1] if self.path else None
         raise WorkflowTimeoutError(
             f"run {self.run_id} did not end within {limit:g} s; it was in state {label(state)}",

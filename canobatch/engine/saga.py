@@ -107,7 +107,7 @@ class Saga:
                 "or let it declare compensates_in_doubt"
             )
             return TaskError(text, **where.facts)
-        left = None if deadline is None else deadline - _clock.monotonic()
+        left = None if deadline is None else round(deadline - _clock.monotonic(), 3)
         if left is not None and left <= 0:
             grace = self._driver.definition.grace or 0.0
             text = f"{where}: was not compensated: the roll-back's {grace:g} s were over; its output: {_shown(done)}"

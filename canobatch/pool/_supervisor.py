@@ -168,10 +168,12 @@ class Supervisor:
                     elif fd in self._by_fd:
                         self._serve_worker(self._by_fd[fd], event)
                 self._mind_the_clock()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody shall wait for it
             # Ours to mend; meanwhile nobody shall wait for a thread that is gone.
             _log.exception("the supervisor of a pool failed")
-            failure = WorkerLostError(f"the pool's supervisor failed: {type(error).__name__}: {error}; make another pool")
+            failure = WorkerLostError(
+                f"the pool's supervisor failed: {type(error).__name__}: {error}; make another pool"
+            )
             with self._pool.lock:
                 deliver(self._pool.break_lanes(failure))
         finally:

@@ -83,7 +83,7 @@ class Saga:
         errors = list(own.errors) if isinstance(own, CompensationError) else []
         grace = self._driver.definition.grace
         deadline = None if grace is None else _clock.monotonic() + grace
-        with self._driver.patient(None):
+        with self._driver.patient(None, is_firm=True):
             while self._stack:
                 done = self._stack.pop()
                 state = done.where.state
@@ -107,7 +107,7 @@ class Saga:
                 "or let it declare compensates_in_doubt"
             )
             return TaskError(text, **where.facts)
-        left = None if deadline is None else deadline - _clock.monotonic()
+        left = None if deadline is None else round(deadline - _clock.monotonic(), 3)
         if left is not None and left <= 0:
             grace = self._driver.definition.grace or 0.0
             text = f"{where}: was not compensated: the roll-back's {grace:g} s were over; its output: {_shown(done)}"

@@ -62,7 +62,7 @@ def runs_command(
             text.one_line(run.state or "", 30),
             text.local_time(run.started_at),
             text.duration(_taken(run, now)),
-            text.one_line(run.error or "", 60),
+            text.one_line(_short(run.error), 60),
         )
         for run in found
     ]
@@ -168,6 +168,10 @@ def _error(record: Any) -> str | None:
     return None if record.error is None else f"{record.error.type_name}: {record.error.text}"
 
 
+def _short(error: str | None) -> str:
+    return (error or "").removeprefix("canobatch.errors.").removeprefix("builtins.")
+
+
 def _history_text(history: RunHistory, now: float, *, is_all: bool) -> str:
     run = history.summary
     status = click.style(run.status.value, fg=_COLOURS.get(run.status, "red"), bold=True)
@@ -179,7 +183,7 @@ def _history_text(history: RunHistory, now: float, *, is_all: bool) -> str:
     if run.status is RunStatus.RUNNING:
         lines[-1] += f", process {run.owner.pid} on {run.owner.host}"
     if run.error:
-        lines.append(click.style("error ", fg="red") + text.one_line(run.error, 500))
+        lines.append(click.style("error ", fg="red") + text.one_line(_short(run.error), 500))
     by_visit: dict[int, list[AttemptRecord]] = {}
     for attempt in history.attempts:
         by_visit.setdefault(attempt.visit, []).append(attempt)
@@ -214,7 +218,7 @@ def _visit_row(visit: VisitRecord, attempts: list[AttemptRecord]) -> tuple[str, 
         text.size(max(memory)) if memory else "",
         _branches(visit, list(ended.values())) if None not in ended and (ended or visit.total is not None) else "",
         text.one_line(visit.next_state or "", 30),
-        text.one_line(_error(visit) or "", 60),
+        text.one_line(_short(_error(visit)), 60),
     )
 
 
@@ -234,5 +238,5 @@ def _attempt_row(attempt: AttemptRecord, names: dict[int, str]) -> tuple[str, ..
         text.duration(attempt.duration),
         text.duration(attempt.cpu_time),
         text.size(attempt.max_rss),
-        text.one_line(_error(attempt) or "", 100),
+        text.one_line(_short(_error(attempt)), 100),
     )

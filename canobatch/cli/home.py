@@ -38,6 +38,8 @@ class LaunchRecord:
     target: str
     directory: str = field(default_factory=os.getcwd)
     options: dict[str, Any] = field(default_factory=dict)
+    #: What everything that the run started carries in its environment.
+    token: str = ""
 
 
 class Home:

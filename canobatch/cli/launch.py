@@ -7,7 +7,7 @@ import queue
 import signal
 import threading
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -94,7 +94,7 @@ def follow(
     with _signals(told), ExitStack() as stack:
         run = start([progress] if is_shown else [])
         run.watch(lambda: told.put(0))
-        bell = _settle_in(run, settings, stack)
+        bell = _settle_in(run, pool, settings, stack)
         begin(run)
         view = make_view(progress, pool, f"{title}  {run.id}") if is_shown else None
         note = say if view is None else view.note
@@ -120,14 +120,14 @@ def follow(
     return Ended(run, None, number)
 
 
-def _settle_in(run: Run, settings: Settings, stack: ExitStack) -> Bell | None:
+def _settle_in(run: Run, pool: WorkerPool, settings: Settings, stack: ExitStack) -> Bell | None:
     """Leave word of the run in the home."""
     home = settings.home
     if home is None:
         return None
     try:
         if settings.record is not None:
-            home.remember(run.id, settings.record)
+            home.remember(run.id, replace(settings.record, token=pool.token))
         bell = Bell(home.bell(run.id))
     except OSError as error:
         say(f"the run cannot be cancelled from elsewhere: {error}")

@@ -127,4 +127,5 @@ def _branches(history: RunHistory, visit: VisitRecord) -> str:
         for attempt in history.attempts
         if attempt.visit == visit.visit and attempt.status == "succeeded" and attempt.branch is not None
     }
-    return f": {text.plural(len(kept), 'branch')} kept, {len(branches - kept - {None}):,} tried before are done again"
+    again = len(branches - kept - {None})
+    return f": {text.plural(len(kept), 'branch')} kept" + (f", {again:,} that failed are done again" if again else "")

@@ -81,8 +81,8 @@ def failures(report: RunReport) -> list[str]:
     for state, split in report.splits.items():
         errors = split.errors
         for branch in errors[:_TOLD]:
-            what = f"{type(branch.error).__name__}: {branch.error}"
-            lines.append(f"{text.one_line(label(state), 40)}[{branch.index}] {text.one_line(what, 200)}")
+            # It says itself which state, branch and attempt it was.
+            lines.append(text.one_line(str(branch.error), 300))
         if len(errors) > _TOLD:
             lines.append(f"{text.one_line(label(state), 40)}: {len(errors) - _TOLD:,} more failed")
     return lines

@@ -41,6 +41,13 @@ def workflow_kind() -> Kind:
     return Kind("workflow", lambda found: isinstance(found, Workflow), "Workflow")
 
 
+def scheduler_kind() -> Kind:
+    """Return the kind that is a `Scheduler`."""
+    from canobatch.scheduler import Scheduler  # noqa: PLC0415 - as above
+
+    return Kind("scheduler", lambda found: isinstance(found, Scheduler), "Scheduler")
+
+
 def function_kind() -> Kind:
     """Return the kind that is a function of the user's."""
     return Kind("function", lambda found: callable(found) and not isinstance(found, type))

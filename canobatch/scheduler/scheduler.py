@@ -153,6 +153,16 @@ class Scheduler:
         """
         return self._add(id, workflow, initial, Manual(), options)
 
+    def with_home(self, home: str | os.PathLike[str]) -> Scheduler:
+        """Share the flows with other schedulers in ``home``, unless a home was given already."""
+        self._home = home if self._home is None else self._home
+        return self
+
+    @property
+    def home(self) -> str | os.PathLike[str] | None:
+        """Where its flows are shared, or None."""
+        return self._home
+
     def with_observer(self, observer: Observer) -> Scheduler:
         """Tell ``observer`` of every flow that fires or is skipped, as the observers of its workflow are."""
         self._observers.append(observer)

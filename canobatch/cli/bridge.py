@@ -99,8 +99,7 @@ def _option(field: Field) -> click.Option:
         type=kind,
         multiple=is_many(field.type),
         # The dataclass has the default, and makes a new one where it must.
-        default=None,
-        required=field.is_required,
+        **({"required": True} if field.is_required else {"default": None}),
         metavar=None if isinstance(kind, click.Choice) else _metavar(field.type),
         help=f"{words}{needed}{several}".strip(),
     )

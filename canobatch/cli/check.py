@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from canobatch.cli import exits
-from canobatch.cli.command import command, home_option, json_option, say, target_argument
+from canobatch.cli.command import Option, command, home_option, json_option, say, target_argument
 from canobatch.cli.streams import data_stream
 from canobatch.errors import TargetError
 
@@ -32,7 +32,12 @@ _TRIED = 1000
 )
 @target_argument
 @click.option(
-    "--initial", "initials", metavar="STATE", multiple=True, help="A state that runs begin in; several times."
+    "--initial",
+    "initials",
+    cls=Option,
+    metavar="STATE",
+    multiple=True,
+    help="A state that runs begin in; several times.",
 )
 @json_option
 @home_option

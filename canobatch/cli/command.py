@@ -99,6 +99,16 @@ def colour(descriptor: int) -> bool | None:
     return None if os.environ.get("TERM") != "dumb" or not stream.isatty() else False
 
 
+class Option(click.Option):
+    """An option whose environment variable is named after its flag, whatever the function calls it."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """Return what the environment says of it."""
+        flag = max(self.opts, key=len).lstrip("-").replace("-", "_").upper()
+        found = os.environ.get(f"{ctx.auto_envvar_prefix}_{flag}") if ctx.auto_envvar_prefix else None
+        return found or super().resolve_envvar_value(ctx)
+
+
 def command(name: str, **options: Any) -> Callable[[Callable[..., Any]], Command]:
     """Return a decorator that makes a `Command`; its epilog is a list of examples."""
     return click.command(name, cls=Command, **options)
@@ -151,7 +161,7 @@ def _keep_home(ctx: click.Context, _: click.Parameter, value: Path | None) -> No
 
 def json_option(command: _F) -> _F:
     """Add ``--json``."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+    return click.option("--json", "as_json", cls=Option, is_flag=True, help="Print JSON.")(command)
 
 
 def target_argument(command: _F) -> _F:

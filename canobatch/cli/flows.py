@@ -11,7 +11,7 @@ import click
 
 from canobatch import _clock
 from canobatch.cli import exits, text
-from canobatch.cli.command import Command, Failure, colour, command, home_option, json_option, say
+from canobatch.cli.command import Command, Failure, Option, colour, command, home_option, json_option, say
 from canobatch.cli.params import free
 from canobatch.cli.place import home_of
 from canobatch.cli.types import DURATION
@@ -104,7 +104,7 @@ def _facts(info: FlowInfo, schedule: str, tick: datetime | None) -> dict[str, An
     """,
 )
 @click.argument("flow")
-@click.option("-p", "--param", "given", metavar="NAME=VALUE", multiple=True, help="A parameter of the run.")
+@click.option("-p", "--param", "given", cls=Option, metavar="NAME=VALUE", multiple=True, help="A parameter of the run.")
 @click.option("--timeout", type=DURATION, default="5", help="How long to wait for a scheduler to take it. Default: 5.")
 @home_option
 @click.pass_context

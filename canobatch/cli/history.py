@@ -9,7 +9,7 @@ import click
 
 from canobatch import _clock
 from canobatch.cli import text
-from canobatch.cli.command import colour, command, home_option, json_option, run_argument
+from canobatch.cli.command import Option, colour, command, home_option, json_option, run_argument
 from canobatch.cli.home import Home
 from canobatch.cli.place import home_of
 from canobatch.cli.types import DURATION
@@ -106,7 +106,7 @@ def _iso(seconds: float | None) -> str | None:
     """,
 )
 @run_argument
-@click.option("--all", "is_all", is_flag=True, help="List every attempt, not only those that failed.")
+@click.option("--all", "is_all", cls=Option, is_flag=True, help="List every attempt, not only those that failed.")
 @json_option
 @home_option
 @click.pass_context

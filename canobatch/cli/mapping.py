@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from canobatch.cli import exits
-from canobatch.cli.command import Failure, command, home_option, say, stop_writing, target_argument
+from canobatch.cli.command import Failure, Option, command, home_option, say, stop_writing, target_argument
 from canobatch.cli.params import seconds
 from canobatch.cli.place import home_of
 from canobatch.cli.streams import data_stream
@@ -62,6 +62,7 @@ _JOIN = Read("join", _read_join, "one of all, any, quorum=N, percentage=P, deadl
 @click.option(
     "--from",
     "source",
+    cls=Option,
     metavar="FILE",
     default="-",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),

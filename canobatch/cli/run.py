@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from canobatch.cli.command import command, home_option, json_option, say, target_argument
+from canobatch.cli.command import Option, command, home_option, json_option, say, target_argument
 from canobatch.cli.params import parse_params
 from canobatch.cli.place import home_of
 from canobatch.cli.streams import data_stream
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 )
 @target_argument
 @click.option("--initial", metavar="STATE", help="The state to begin in. Default: the first that is registered.")
-@click.option("-p", "--param", "given", metavar="NAME=VALUE", multiple=True, help="A parameter of the run.")
+@click.option("-p", "--param", "given", cls=Option, metavar="NAME=VALUE", multiple=True, help="A parameter of the run.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Worker processes. Default: one per core.")
 @click.option("--name", metavar="NAME", help="Let no two runs of this name overlap.")
 @click.option(

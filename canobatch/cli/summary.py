@@ -80,9 +80,8 @@ def failures(report: RunReport) -> list[str]:
     lines = []
     for state, split in report.splits.items():
         errors = split.errors
-        for branch in errors[:_TOLD]:
-            # It says itself which state, branch and attempt it was.
-            lines.append(text.one_line(str(branch.error), 300))
+        # It says itself which state, branch and attempt it was.
+        lines += [text.one_line(str(branch.error), 300) for branch in errors[:_TOLD]]
         if len(errors) > _TOLD:
             lines.append(f"{text.one_line(label(state), 40)}: {len(errors) - _TOLD:,} more failed")
     return lines

@@ -117,7 +117,7 @@ class Saga:
         deadline = None if grace is None else _clock.monotonic() + grace
         if self._stack or self._driver.scribe.failure() is not None:
             self._begin_rollback(error)
-        with self._driver.patient(None):
+        with self._driver.patient(None, is_firm=True):
             while self._stack:
                 done = self._stack.pop()
                 state = done.where.state
@@ -150,7 +150,7 @@ class Saga:
                 "or let it declare compensates_in_doubt"
             )
             return TaskError(text, **where.facts)
-        left = None if deadline is None else deadline - _clock.monotonic()
+        left = None if deadline is None else round(deadline - _clock.monotonic(), 3)
         if left is not None and left <= 0:
             grace = self._driver.definition.grace or 0.0
             text = f"{where}: was not compensated: the roll-back's {grace:g} s were over; its output: {_shown(done)}"

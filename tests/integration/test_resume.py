@@ -146,7 +146,7 @@ def test_a_killed_process_is_resumed_by_another(number, shared_pool, run_script,
 
 
 THOUSAND = """if True:
-    import sys
+    import os, sys, time
     from canobatch import JoinConfig, JoinStrategy, WorkerPool, Workflow
     from canobatch.journal import SqliteJournal
     from tests.support.journaled import mark
@@ -155,6 +155,8 @@ THOUSAND = """if True:
 
     def work(ctx, item):
         mark(place, item)
+        while item >= 900 and not os.path.exists(place + "/resuming"):
+            time.sleep(0.01)
         ctx.store.add("sum", item)
         return item * 2
 
@@ -194,6 +196,7 @@ def test_accepted_branches_of_a_big_split_are_not_run_again(start_script, run_sc
     before = marks(tmp_path)
     assert 700 <= len(recorded) < 1000
     assert {int(line) for line in script.stdout.split()} <= recorded, "an observer heard of what was not durable"
+    (tmp_path / "resuming").touch()
     done = run_script(THOUSAND, tmp_path, "resume")
     assert "resumed" in done.stdout, done.stderr
     after = marks(tmp_path)

@@ -276,6 +276,7 @@ class Driver:
         """Return this run's side of the pool, made when first needed."""
         if self._station is None:
             backend = self._backend()
+            self.scribe.own(getattr(backend, "token", ""))
             self._station = Station(
                 backend, self._shelf(backend), self.run_id, self.params, self._mail.put, self.store.segments
             )

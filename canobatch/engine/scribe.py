@@ -244,6 +244,11 @@ class Scribe:
             )
         )
 
+    def own(self, token: str) -> None:
+        """What this run starts carries ``token`` from now on: whoever resumes it finds what was left by it."""
+        if self._journal is not None and token:
+            self._journal.own(token)
+
     def wait(self) -> None:
         """Wait until everything that was told is durable: only then others may hear of it."""
         if self._ticket is not None:

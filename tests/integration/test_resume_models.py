@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from contextlib import suppress
 
@@ -87,6 +88,39 @@ def test_models_go_on_after_a_crash_at_any_point(fails, part, shared_pool, tmp_p
         assert max(more.values(), default=0) <= 2, more
         status = RunStatus.ROLLED_BACK if fails else RunStatus.COMPLETED
         assert [one.status for one in SqliteJournal(place / "home").runs()] == [status]
+
+
+KILLED = """if True:
+    import os, signal, sys
+    from canobatch import WorkerPool, _faults
+    from tests.support.journaled_models import models
+
+    passed, number = 0, int(sys.argv[2])
+
+    def kill(name):
+        global passed
+        passed += 1
+        if passed == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _faults.hook = kill
+    with WorkerPool(2) as pool:
+        models(sys.argv[1], fails=True).orchestrate("STEPS", pool=pool, run_id="r")
+"""
+
+
+@pytest.mark.parametrize("number", [12, 30, 50, 70, 85, 100, 110])
+def test_a_killed_saga_is_rolled_back_by_another_process(number, shared_pool, run_script, tmp_path):
+    """SIGKILLed at a point, on its way or going back, a run that must fail ends rolled back, each deed undone."""
+    done = run_script(KILLED, tmp_path, number)
+    assert done.returncode in {1, -signal.SIGKILL}, done.stderr
+    _, end = resumed(models(tmp_path, fails=True), shared_pool)
+    assert "no ship" in end
+    found = marks(tmp_path)
+    assert found["undo reserve reserve"] >= 1
+    assert found["undo pay pay"] >= 1
+    assert max(found["undo reserve reserve"], found["undo pay pay"]) <= 2
+    assert [one.status for one in SqliteJournal(tmp_path / "home").runs()] == [RunStatus.ROLLED_BACK]
 
 
 def test_a_resumed_timer_does_not_start_over(tmp_path, points):

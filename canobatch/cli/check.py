@@ -37,7 +37,7 @@ _TRIED = 1000
     cls=Option,
     metavar="STATE",
     multiple=True,
-    help="A state that runs begin in; several times.",
+    help="A state that runs begin in.",
 )
 @json_option
 @home_option

@@ -204,7 +204,13 @@ class Workflow:
         return self
 
     def with_observer(self, observer: Observer) -> Workflow:
-        """Tell ``observer`` what happens in runs that start from now on."""
+        """Tell ``observer`` what happens in runs that start from now on; see `canobatch.observe`.
+
+        Raises:
+            ConfigurationError: It has no ``on_event``.
+        """
+        if not callable(getattr(observer, "on_event", None)) or isinstance(observer, type):
+            raise ConfigurationError(f"an observer needs a method on_event(event), got {observer!r}")
         self._observers.append(observer)
         return self
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import random
+import threading
 from typing import TYPE_CHECKING, Any
 
 from canobatch import _clock
@@ -99,13 +100,15 @@ class Driver:
         self._station: Station | None = None
         self._calls: dict[Any, Callable[..., Any]] = {}
         self._seq = 0
+        # A task in the parent may report progress from a thread of its own.
+        self._emitting = threading.RLock()
 
     # -- the run
 
     def run(self) -> Any:
         """Run to an exit state and return it."""
         forget = self.token.watch(self.wake)
-        self.emit("run_started")
+        self.emit("run_started", state=self._initial, detail=self.definition.name)
         try:
             with self.resources.held():
                 state = self._walk()
@@ -452,16 +455,22 @@ class Driver:
             detail = (event.done, event.total, event.message)
             self.emit("progress", state=state, branch=event.call.branch, attempt=event.call.attempt, detail=detail)
 
+    @property
+    def is_observed(self) -> bool:
+        """Whether anyone listens."""
+        return bool(self._observers)
+
     def emit(
         self, kind: str, *, state: Any = None, branch: int | None = None, attempt: int | None = None, detail: Any = None
     ) -> None:
         """Tell the observers, if there are any."""
         if not self._observers:
             return
-        self._seq += 1
-        event = Event(self.run_id, self._seq, _clock.as_utc(_clock.epoch()), kind, state, branch, attempt, detail)
-        for observer in self._observers:
-            try:
-                observer.on_event(event)
-            except Exception:  # noqa: BLE001 - observers are isolated
-                _log.exception("an observer failed on %s; the event is dropped for it", kind)
+        with self._emitting:
+            self._seq += 1
+            event = Event(self.run_id, self._seq, _clock.as_utc(_clock.epoch()), kind, state, branch, attempt, detail)
+            for observer in self._observers:
+                try:
+                    observer.on_event(event)
+                except BaseException:  # noqa: BLE001 - observers are isolated, also one that exits
+                    _log.exception("an observer failed on %s; the event is dropped for it", kind)

@@ -21,13 +21,14 @@ from canobatch.engine.attempt import (
     status_of,
     unpacking_error,
 )
+from canobatch.engine.branch_events import BranchEvents
 from canobatch.engine.branches import Branches
 from canobatch.engine.fold import Fold, FoldError
 from canobatch.engine.records import Records
 from canobatch.errors import ConfigurationError, JoinError, PayloadError, TaskError, WorkflowError
 from canobatch.join import BranchResult, BranchStatus, JoinTally, SplitResult, Verdict
 from canobatch.limits import Semaphore
-from canobatch.pool import Call, Finished, Lost, Progressed
+from canobatch.pool import Began, Call, Finished, Lost, Progressed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -78,6 +79,7 @@ class SplitExecution:
         self._is_exhausted = False
         self._is_timeout = False
         self._path = tuple(driver.path)
+        self._events = BranchEvents(driver, state)
 
     # -- the whole
 
@@ -96,6 +98,13 @@ class SplitExecution:
             with self._naming("the initial value of reduce"):
                 self._fold = Fold(*join.reduce, ordered=join.ordered)
         driver.emit("split_started", state=self._state, detail=self._total)
+        try:
+            return self._carry_out(branches)
+        finally:
+            driver.emit("split_finished", state=self._state, detail=self.result)
+
+    def _carry_out(self, branches: Branches) -> SplitOutcome:
+        driver, join = self._driver, self._join
         if self._total == 0:
             return self._settle()
         self._header = driver.header(
@@ -122,6 +131,7 @@ class SplitExecution:
             # Also when a cancel or the run's timeout ends it: what was done is worth knowing.
             total = self._submitted if self._total is None else self._total
             self.result = self._records.collect(total, self._open)
+            self._events.close()
         return self._settle()
 
     def _begin(self) -> None:
@@ -129,7 +139,7 @@ class SplitExecution:
         total = self._total if self._total is not None else 1 << 30
         may_kill = max(0, total - (needed or 1)) if self._join.strategy.stops_early else 0
         limit = self._join.bulkhead if isinstance(self._join.bulkhead, int) else None
-        self._lane.begin(self._header, limit, may_kill)
+        self._lane.begin(self._header, limit, may_kill, tells_begin=self._events.is_wanted)
 
     def _until_settled(self) -> None:
         driver, tally = self._driver, self._tally
@@ -156,6 +166,8 @@ class SplitExecution:
                 self._take(event)
             elif isinstance(event, Lost):
                 self._take_loss(event)
+            elif isinstance(event, Began):
+                self._events.started(event.calls)
             elif isinstance(event, Progressed):
                 self._driver.progress(self._state, event)
 
@@ -310,21 +322,23 @@ class SplitExecution:
             value = None
         if event.operations:
             self._writes[index] = event.operations
-        if self._records.wants(index, value):
-            self._records.add(
-                BranchResult(
-                    index,
-                    BranchStatus.SUCCEEDED,
-                    value,
-                    None,
-                    event.call.attempt,
-                    _clock.as_utc(event.started),
-                    event.duration,
-                    event.cpu_time,
-                    event.max_rss,
-                )
-            )
-        self._driver.emit("branch_finished", state=self._state, branch=index, detail=BranchStatus.SUCCEEDED)
+        is_kept = self._records.wants(index, value)
+        if not is_kept and not self._events.is_wanted:
+            return
+        result = BranchResult(
+            index,
+            BranchStatus.SUCCEEDED,
+            value,
+            None,
+            event.call.attempt,
+            _clock.as_utc(event.started),
+            event.duration,
+            event.cpu_time,
+            event.max_rss,
+        )
+        if is_kept:
+            self._records.add(result)
+        self._events.finished(result)
 
     def _take_error(self, event: Finished | Lost, error: TaskError) -> None:
         index = event.call.branch
@@ -354,7 +368,7 @@ class SplitExecution:
         if self._fold is not None:
             self._fold.skip(index)
         self._tally.offer(False)
-        self._driver.emit("branch_finished", state=self._state, branch=index, detail=status)
+        self._events.finished(result)
 
     # -- the end
 
@@ -364,9 +378,9 @@ class SplitExecution:
         self._leave_gate(call, None)
         self._open.pop(index, None)
         began = None if ran is None else _clock.as_utc(_clock.epoch() - ran)
-        self._records.add(
-            BranchResult(index, BranchStatus.CANCELLED, attempts=call.attempt, started_at=began, duration=ran)
-        )
+        result = BranchResult(index, BranchStatus.CANCELLED, attempts=call.attempt, started_at=began, duration=ran)
+        self._records.add(result)
+        self._events.killed(result)
 
     def _settle(self) -> SplitOutcome:
         result = self.result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import secrets
 import threading
 import weakref
@@ -293,11 +294,21 @@ class Workflow:
         run_id: str | None = None,
         params: Any = None,
         cancel: CancelToken | None = None,
+        output: str | os.PathLike[str] | None = None,
     ) -> Run:
         """Begin what `orchestrate` does, in the background, and return its handle.
 
+        Args:
+            initial: As for `orchestrate`, and so are those not listed here.
+            pool: Where branches run.
+            run_id: The run's id.
+            params: The run's parameters.
+            cancel: Cancels the run from elsewhere.
+            output: A directory, made if missing, in which is kept what tasks print in workers, by attempt; read it
+                with `canobatch.output`. None: they print where this process does.
+
         Raises:
-            ConfigurationError: As for `orchestrate`.
+            ConfigurationError: As for `orchestrate`, or the directory cannot be made.
         """
         _check_run(pool, run_id, cancel)
         if not self._definition.is_frozen:
@@ -315,6 +326,7 @@ class Workflow:
             shelf=self._shelf,
             resources=self._resources,
             observers=self._observers,
+            output=None if output is None else _output_directory(output),
         )
         return Run(driver)
 
@@ -359,6 +371,15 @@ def _check_run(pool: object, run_id: object, cancel: object) -> None:
         raise ConfigurationError(f"run_id must be a non-empty string, got {run_id!r}")
     if cancel is not None and not isinstance(cancel, CancelToken):
         raise ConfigurationError(f"cancel must be a CancelToken, got {cancel!r}")
+
+
+def _output_directory(path: str | os.PathLike[str]) -> str:
+    directory = os.path.abspath(path)  # noqa: PTH100 - a worker may be elsewhere
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)  # noqa: PTH103
+    except OSError as error:
+        raise ConfigurationError(f"output cannot be kept in {directory}: {error.strerror}; give another") from error
+    return directory
 
 
 def _new_run_id() -> str:

@@ -12,7 +12,7 @@ import random
 import threading
 from typing import TYPE_CHECKING, Any
 
-from canobatch import _clock
+from canobatch import _clock, logs
 from canobatch.definition import Map, Single, Split, label
 from canobatch.effects import loads
 from canobatch.engine.admission import let_through
@@ -28,6 +28,7 @@ from canobatch.engine.attempt import (
 from canobatch.engine.report import RunReport, StateReport
 from canobatch.engine.split import SplitExecution
 from canobatch.engine.station import Shelf, Station
+from canobatch.engine.trimmer import Trimmer
 from canobatch.errors import (
     CommitError,
     PayloadError,
@@ -37,7 +38,7 @@ from canobatch.errors import (
     WorkflowTimeoutError,
 )
 from canobatch.observe import Event, Observer
-from canobatch.pool import Broken, Call, Finished, Lost, Progressed, Stopped
+from canobatch.pool import Broken, Call, Finished, Logged, Lost, Progressed, Stopped
 from canobatch.task import TaskConfig, TaskContext, bound_call, entry_point
 from canobatch.view import StoreView
 
@@ -74,6 +75,7 @@ class Driver:
         observers: Sequence[Observer] = (),
         resources: Resources,
         where: str = "parent",
+        output: str | None = None,
     ) -> None:
         self.definition = definition
         self.store = store
@@ -89,6 +91,8 @@ class Driver:
         self._shelf = shelf
         self._observers = tuple(observers)
         self._where = where
+        self._output = output
+        self._trimmer: Trimmer | None = None
         self._logger = logging.getLogger(f"canobatch.{definition.name}")
         self._states: list[StateReport] = []
         self._started = _clock.monotonic()
@@ -124,6 +128,8 @@ class Driver:
             forget()
             if self._station is not None:
                 self._station.close()
+            if self._trimmer is not None:
+                self._trimmer.stop()
             self._ended = _clock.monotonic()
 
     def _walk(self) -> Any:
@@ -312,6 +318,8 @@ class Driver:
     def station(self) -> Station:
         """Return this run's side of the pool, made when first needed."""
         if self._station is None:
+            if self._output is not None:
+                self._trimmer = Trimmer(self._output)
             backend = self._backend()
             self._station = Station(
                 backend, self._shelf(backend), self.run_id, self.params, self._mail.put, self.store.segments
@@ -336,6 +344,7 @@ class Driver:
                 deadline,
                 is_map=is_map,
                 is_made_here=is_made_here,
+                output=None if self._output is None else (self._output, len(self._states)),
             )
         except PayloadError as error:
             text = str(error) if str(error).startswith("state ") else f"state {label(state)}: {error}"
@@ -395,6 +404,7 @@ class Driver:
                 events += self._mail.get_nowait() or ()
         except queue.Empty:
             pass
+        self._relay(events)
         self.check()
         mine = [event for event in events if event.lane is lane]
         for event in mine:
@@ -412,6 +422,7 @@ class Driver:
                 events = self._mail.get(block=not is_over)
             except queue.Empty:
                 return begun
+            self._relay(events or ())
             for event in events or ():
                 if event.lane is not lane:
                     continue
@@ -448,6 +459,13 @@ class Driver:
             )
 
     # -- events
+
+    def _relay(self, events: Sequence[PoolEvent]) -> None:
+        """Log what was logged in workers."""
+        for event in events:
+            if type(event) is Logged:
+                facts = {"state": label(event.what[1]), "branch": event.branch, "attempt": event.attempt}
+                logs.relay(event.record, run_id=self.run_id, **facts)
 
     def progress(self, state: Any, event: Progressed) -> None:
         """Pass on what a task reported."""

@@ -52,7 +52,10 @@ class Header(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A worker sent a complete outcome; what is packed in it is unopened."""
+    """A worker sent a complete outcome; what is packed in it is unopened.
+
+    ``output``: where its worker kept what it printed, if it was told to and there was any: file, start, end.
+    """
 
     lane: Any
     call: Call
@@ -63,6 +66,7 @@ class Finished(NamedTuple):
     duration: float
     cpu_time: float
     max_rss: int | None
+    output: tuple[str, int, int] | None = None
 
 
 class Lost(NamedTuple):
@@ -88,6 +92,16 @@ class Progressed(NamedTuple):
     message: str | None
 
 
+class Logged(NamedTuple):
+    """A task logged something; ``what`` names run and state, ``record`` is for `logs.relay`."""
+
+    lane: Any
+    what: tuple[str, Any]
+    branch: int | None
+    attempt: int
+    record: dict[str, Any]
+
+
 class Began(NamedTuple):
     """Calls were given to the worker with this pid; told only where `LaneHandle.begin` asked for it."""
 
@@ -111,7 +125,7 @@ class Broken(NamedTuple):
     error: Exception
 
 
-Event = Began | Finished | Lost | Progressed | Stopped | Broken
+Event = Began | Finished | Logged | Lost | Progressed | Stopped | Broken
 
 
 def deliver(events: Sequence[Event]) -> None:

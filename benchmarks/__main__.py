@@ -14,7 +14,22 @@ from benchmarks._harness import RowResult, as_json, run_row
 from benchmarks._row import Options
 from benchmarks._table import notes, table
 
-NAMES = ("book", "noop", "roundtrip", "kill", "kill_memory", "transitions", "ad_exchange", "import")
+NAMES = (
+    "book",
+    "noop",
+    "growth",
+    "million",
+    "roundtrip",
+    "arrays",
+    "small_get",
+    "kill",
+    "kill_memory",
+    "transitions",
+    "journal",
+    "limits",
+    "ad_exchange",
+    "import",
+)
 #: Takes gigabytes, so only when asked for or in a whole run.
 NOT_QUICK = frozenset({"kill_memory"})
 RESULTS = Path(__file__).parent / "results.json"

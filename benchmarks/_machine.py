@@ -8,7 +8,7 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-PEERS = ("joblib", "loky", "Pebble", "mpire", "python-statemachine", "transitions", "cloudpickle", "numpy")
+PEERS = ("joblib", "loky", "Pebble", "mpire", "python-statemachine", "transitions", "cloudpickle", "numpy", "ray")
 
 
 def cores() -> int:

@@ -9,6 +9,7 @@ to the process that got it, and returns when the kernel has closed its connectio
 
 from __future__ import annotations
 
+import atexit
 import marshal
 import os
 import pickle
@@ -82,6 +83,7 @@ class Broker:
         self._listener.bind(address)
         self._listener.listen(128)
         self._listener.setblocking(False)
+        self._wake_lock = threading.RLock()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
         self._epoll.register(self._listener, select.EPOLLIN)
@@ -103,10 +105,13 @@ class Broker:
         self._listener.close()
         self._epoll.close()
         os.close(self._wake_fd)
+        self._wake_fd = -1
 
     def _wake(self) -> None:
-        with suppress(OSError):
-            os.eventfd_write(self._wake_fd, 1)
+        # The lock: the number may be another's descriptor by then.
+        with self._wake_lock, suppress(OSError):
+            if self._wake_fd >= 0:
+                os.eventfd_write(self._wake_fd, 1)
 
     def _serve(self) -> None:
         try:
@@ -126,7 +131,8 @@ class Broker:
                 self._part(link)
             for forget in self._watched.values():
                 forget()
-            self.forget()
+            with self._wake_lock:
+                self.forget()
 
     def _welcome(self) -> None:
         try:
@@ -154,7 +160,12 @@ class Broker:
         if not data:
             self._part(link)
             return
-        number, operation, args = marshal.loads(data)  # noqa: S302 - from a process of the same user
+        try:
+            number, operation, args = marshal.loads(data)  # noqa: S302 - from a process of the same user
+        except (EOFError, TypeError, ValueError):
+            # Not one of ours.
+            self._part(link)
+            return
         thing = known.get(number)
         if thing is None:
             self._answer(link, ResourceError("what was asked for does not exist any more in its own process"))
@@ -319,10 +330,12 @@ class _State:
     """What there is one of in each process."""
 
     def __init__(self) -> None:
-        self.opening = threading.Lock()
+        self.lock = threading.Lock()
         self.broker: Broker | None = None
         #: The same for as long as this process lives: handles outlast a broker.
         self.address = b""
+        #: Pools whose workers may ask.
+        self.users = 0
 
 
 _state = _State()
@@ -333,17 +346,32 @@ known: weakref.WeakValueDictionary[int, Thing] = weakref.WeakValueDictionary()
 
 def open_broker() -> Broker:
     """Return this process's broker, started when first asked for."""
-    with _state.opening:
-        if _state.broker is None:
-            _state.address = _state.address or b"\0canobatch-" + secrets.token_hex(16).encode()
-            _state.broker = Broker(_state.address)
-        return _state.broker
+    with _state.lock:
+        return _open()
 
 
-def close_broker() -> None:
-    """End this process's broker, if there is one; the next handle starts another."""
-    with _state.opening:
-        broker, _state.broker = _state.broker, None
+def _open() -> Broker:
+    if _state.broker is None:
+        _state.address = _state.address or b"\0canobatch-" + secrets.token_hex(16).encode()
+        _state.broker = Broker(_state.address)
+    return _state.broker
+
+
+def retain_broker() -> None:
+    """Keep the broker, if there is anything to ask for, until `release_broker` is called as often."""
+    with _state.lock:
+        _state.users += 1
+        if known:
+            _open()
+
+
+def release_broker() -> None:
+    """With the last pool of this process that could ask, the broker ends; the next handle starts another."""
+    with _state.lock:
+        _state.users = max(0, _state.users - 1)
+        broker = None
+        if _state.users == 0:
+            broker, _state.broker = _state.broker, None
         if broker is not None:
             broker.stop()
 
@@ -355,8 +383,8 @@ def find(address: bytes, number: int) -> Thing | None:
 
 def _start_anew() -> None:
     """In a forked child: what was at home stays there, and its copies here are at home here."""
-    broker = _state.broker
-    _state.__init__()  # type: ignore[misc]
+    global _state
+    broker, _state = _state.broker, _State()
     with suppress(Exception):
         links.close()
         if broker is not None:
@@ -364,3 +392,4 @@ def _start_anew() -> None:
 
 
 os.register_at_fork(after_in_child=_start_anew)
+atexit.register(links.close)

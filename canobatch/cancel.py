@@ -25,6 +25,8 @@ class CancelToken:
         self._lock = threading.Lock()
         self._watchers: list[Callable[[], None]] = []
         self._reason: str | None = None
+        #: Whether a run with a journal may be resumed after this cancel.
+        self.is_kept = False
 
     @property
     def is_cancelled(self) -> bool:
@@ -36,12 +38,18 @@ class CancelToken:
         """What was given to `cancel`, or ""."""
         return self._reason or ""
 
-    def cancel(self, reason: str = "cancelled") -> None:
-        """Ask every run that holds this token to end; returns at once."""
+    def cancel(self, reason: str = "cancelled", *, keep: bool = False) -> None:
+        """Ask every run that holds this token to end; returns at once.
+
+        Args:
+            reason: Why; in the error with which the runs end.
+            keep: Whether a run that has a journal may be resumed afterwards.
+        """
         with self._lock:
             if self._reason is not None:
                 return
             self._reason = str(reason)
+            self.is_kept = keep
             watchers, self._watchers = self._watchers, []
         failures = []
         for watcher in watchers:

@@ -10,8 +10,11 @@ from typing import Any
 
 from canobatch.errors import ConfigurationError
 from canobatch.join import JoinConfig
+from canobatch.models import BatchTask, CompensatableTask, Model, StreamTask, model_problems
 from canobatch.task import Task, TaskConfig, arity_problem, config_of, entry_point, task_name
 
+#: Seconds for the roll-back of a run with a total timeout, where nothing else is said.
+_MOST_GRACE = 30.0
 _IN_WORKERS = 'branches always run in workers; drop where="parent"'
 
 
@@ -43,6 +46,8 @@ class Single:
     config: TaskConfig | None = None
     #: It may only read and decide.
     is_router: bool = False
+    #: What its registration says that it is.
+    kind: type[Model] | None = None
 
 
 @dataclass(slots=True)
@@ -87,7 +92,10 @@ class Definition:
     name: str
     default_config: TaskConfig
     total_timeout: float | None = None
+    compensation_timeout: float | None = None
     params: type | None = None
+    #: Only a definition of the same version may resume a run.
+    version: int = 0
     handlers: dict[Any, Handler] = field(default_factory=dict)
     exits: dict[Any, None] = field(default_factory=dict)
     is_frozen: bool = False
@@ -111,6 +119,13 @@ class Definition:
         if state is None or not is_hashable(state):
             raise ConfigurationError(f"{state!r} cannot be a state; use an Enum member, a string or a number")
         self.exits[state] = None
+
+    @property
+    def grace(self) -> float | None:
+        """Seconds that a run which is over may still take to end what must not be cut short, and to roll back."""
+        if self.compensation_timeout is not None or self.total_timeout is None:
+            return self.compensation_timeout
+        return min(self.total_timeout / 2, _MOST_GRACE)
 
     def config_of(self, handler: Handler, task: Any) -> TaskConfig:
         """Return the configuration of a task: its registration's, its own, or the workflow's default."""
@@ -145,6 +160,7 @@ class Definition:
             yield from self._target_problems(on_error=handler.on_error)
             yield from self._task_problems(handler, handler.task, (1, 0))
             config = self.config_of(handler, handler.task)
+            yield from self._kind_problems(handler, config)
             if config.where == "parent" and self.total_timeout is not None:
                 yield (
                     'where="parent" cannot be combined with a total_timeout: nothing in the parent can be killed; '
@@ -173,12 +189,36 @@ class Definition:
             if problem:
                 yield f"reduce: {problem}"
 
+    def _kind_problems(self, handler: Single, config: TaskConfig) -> Iterator[str]:
+        task, kind = handler.task, handler.kind
+        if kind is not None and not isinstance(task, kind | type):
+            yield f"register_{_word(kind)} takes a {kind.__name__}, got {task_name(task)}; use register for any task"
+        if config.where != "parent":
+            return
+        if isinstance(task, CompensatableTask) and self.compensation_timeout is not None:
+            yield (
+                'where="parent" cannot be combined with a compensation_timeout: nothing in the parent can be killed; '
+                'use where="worker"'
+            )
+        if isinstance(task, BatchTask | StreamTask) and task.concurrency != 1:
+            yield (
+                f'{task_name(task)}.concurrency is {task.concurrency}, but where="parent" runs one item after the '
+                "other; drop one of them"
+            )
+
     def branch_problems(self, handler: Split, tasks: list[Any]) -> list[str]:
         """Return what is wrong with the tasks of a split, each with its branch."""
         found = [
             f"branch {index}: {problem}"
             for index, task in enumerate(tasks)
             for problem in self._task_problems(handler, task, (1, 0))
+        ]
+        found += [
+            f"branch {index}: {task_name(task)} is a {kind.__name__}, which needs a state of its own: a branch may be "
+            f"killed at any time; use register_{_word(kind)}"
+            for index, task in enumerate(tasks)
+            for kind in (StreamTask, CompensatableTask)
+            if isinstance(task, kind)
         ]
         found += [
             f"branch {index}: {_IN_WORKERS}"
@@ -204,12 +244,15 @@ class Definition:
         if not callable(entry_point(task)) or (not isinstance(task, Task) and not callable(task)):
             yield f"{task!r} is not a task; give a function or an instance of a Task subclass"
             return
-        if isinstance(task, Task) and type(task).run is Task.run:
+        if isinstance(task, Model):
+            yield from model_problems(task)
+        elif isinstance(task, Task) and type(task).run is Task.run:
             yield f"{task_name(task)} does not define run(self, ctx)"
             return
-        problem = arity_problem(entry_point(task), accepted)
-        if problem:
-            yield problem
+        else:
+            problem = arity_problem(entry_point(task), accepted)
+            if problem:
+                yield problem
         config = handler.config or getattr(task, "config", None)
         if config is not None and not isinstance(config, TaskConfig):
             yield f"the config of {task_name(task)} must be a TaskConfig, got {config!r}"
@@ -280,25 +323,27 @@ class Definition:
         return found
 
     def _named_states(self, task: Any) -> list[Any]:
-        function = inspect.unwrap(getattr(entry_point(task), "__func__", entry_point(task)))
-        code = getattr(function, "__code__", None)
-        if code is None:
-            return []
-        names, constants = set(code.co_names), set()
-        for constant in code.co_consts:
-            if is_hashable(constant):
-                constants.add(constant)
+        phases = [getattr(task, phase) for phase in task.PHASES] if isinstance(task, Model) else [entry_point(task)]
+        functions = [inspect.unwrap(getattr(phase, "__func__", phase)) for phase in phases]
+        codes = [function.__code__ for function in functions if hasattr(function, "__code__")]
+        names = {name for code in codes for name in (*code.co_names, *code.co_freevars)}
+        constants = {each for code in codes for each in code.co_consts if is_hashable(each)}
         states = dict.fromkeys([*self.handlers, *self.exits])
         return [
             s
             for s in states
-            if (isinstance(s, Enum) and s.name in names and type(s).__name__ in names | set(code.co_freevars))
+            if (isinstance(s, Enum) and s.name in names and type(s).__name__ in names)
             or (not isinstance(s, Enum) and s in constants)
         ]
 
 
 def _node(state: Any) -> str:
     return "".join(c if c.isalnum() else "_" for c in label(state))
+
+
+def _word(kind: type[Model]) -> str:
+    """Return how the method that registers a kind of model calls it."""
+    return "with_compensation" if kind is CompensatableTask else kind.__name__.removesuffix("Task").lower()
 
 
 def _split_note(handler: Split | Map) -> str:

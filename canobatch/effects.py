@@ -46,15 +46,18 @@ class Placed:
         #: (offset, length) of the pickle and of each buffer.
         self.spans = spans
 
+    def parts(self) -> list[memoryview]:
+        """Return the pickle and the buffers."""
+        view = self.segment.view()
+        return [view[at : at + length] for at, length in self.spans]
+
     def stream(self) -> memoryview:
         """Return the pickle."""
-        at, length = self.spans[0]
-        return self.segment.view()[at : at + length]
+        return self.parts()[0]
 
     def load(self) -> Any:
         """Return the value; its large buffers are views of the segment."""
-        view = self.segment.view()
-        stream, *buffers = (view[at : at + length] for at, length in self.spans)
+        stream, *buffers = self.parts()
         return pickle.loads(stream, buffers=buffers)  # noqa: S301 - made by our own processes
 
 
@@ -65,6 +68,8 @@ class Loadable(Protocol):
         """Return the value."""
 
 
+#: Bytes in one piece.
+Flat: TypeAlias = bytes | bytearray | memoryview
 #: A packed value.
 Data: TypeAlias = bytes | bytearray | memoryview | Loadable
 
@@ -257,6 +262,15 @@ def entry_of(value: Any, place: Place | None = None) -> Entry:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Number) and not isinstance(value, bool)
+
+
+def with_data(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return operations, or an entry, in which all packed data is what ``change`` made of it."""
+    if isinstance(value, Entry):
+        return value._replace(data=change(value.data))
+    if isinstance(value, tuple):
+        return tuple(with_data(part, change) for part in value)
+    return change(value) if isinstance(value, Placed | bytes | bytearray | memoryview) else value
 
 
 #: Operations are plain tuples, so that they cross without a pickle of their own:

@@ -23,8 +23,18 @@
     │   ├── StoreTypeError (TypeError)
     │   ├── StoreFullError (MemoryError)
     │   └── CommitError                      writes of accepted tasks could not be applied
+    ├── JournalError                         a journal cannot be read or written
+    │   ├── RunNotFoundError (KeyError)
+    │   ├── RunInUseError                    the run has a living owner, or exists already
+    │   └── VersionMismatchError             the run was made by another definition
     ├── PoolClosedError (RuntimeError)       a call on a pool that was closed or belongs to another process
-    └── RunCancelledError                    the run was cancelled
+    ├── CompensationError                    a run failed, and so did some of its roll-back
+    ├── RunCancelledError                    the run was cancelled
+    └── SchedulerError                       a scheduler cannot do what it was asked
+        ├── UnknownFlowError (KeyError)
+        ├── FlowOverlapError                 the flow runs already, and its overlap policy is to skip
+        ├── FlowPausedError                  unpause it first
+        └── FlowTrippedError                 it failed too often in a row; reset it first
 
 Each survives pickling with its text, attributes and notes.
 """
@@ -331,8 +341,81 @@ class CommitError(StoreError):
         self.writer = writer
 
 
+class JournalError(CanobatchError):
+    """A journal cannot be read or written; what it holds is as it was.
+
+    Attributes:
+        path: The file it is about, or "".
+        reason: What is wrong, in one word: "full", "readonly", "corrupt", "newer", "foreign", "busy", "closed",
+            "network", "io", "duplicate", or "" for one of the classes below.
+    """
+
+    def __init__(self, message: str, *, path: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+        self.reason = reason
+
+
+class RunNotFoundError(JournalError, KeyError):
+    """The journal has no run of this id.
+
+    Attributes:
+        run_id: The id.
+    """
+
+    def __init__(self, message: str, *, run_id: str = "", **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.run_id = run_id
+
+
+class RunInUseError(JournalError):
+    """The run has a living owner, or a new run was to have the id of one that exists.
+
+    Attributes:
+        run_id: The id.
+        pid: The owner's process, None where that is not known.
+    """
+
+    def __init__(self, message: str, *, run_id: str = "", pid: int | None = None, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.run_id = run_id
+        self.pid = pid
+
+
+class VersionMismatchError(JournalError):
+    """The run was begun by another workflow, version or interpreter than the one that is to resume it.
+
+    Attributes:
+        run_id: The id.
+        recorded: What the journal says.
+        present: What was found here.
+    """
+
+    def __init__(self, message: str, *, run_id: str = "", recorded: str = "", present: str = "", **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.run_id = run_id
+        self.recorded = recorded
+        self.present = present
+
+
 class PoolClosedError(CanobatchError, RuntimeError):
     """A call on a pool that was closed, or that belongs to another process."""
+
+
+class CompensationError(CanobatchError):
+    """A run failed, and what it had done could not all be undone. ``__cause__`` is what it failed with.
+
+    Attributes:
+        errors: What failed while rolling back, in that order; one for each task that is still in effect or in doubt.
+        original: What the run failed with.
+    """
+
+    def __init__(
+        self, message: str, *, errors: Sequence[BaseException] = (), original: BaseException | None = None
+    ) -> None:
+        super().__init__(message)
+        self.errors: tuple[BaseException, ...] = tuple(errors)
+        self.original = original
 
 
 class RunCancelledError(CanobatchError):
@@ -349,3 +432,39 @@ class RunCancelledError(CanobatchError):
         self.reason = reason
         self.state = state
         self.path = tuple(path)
+
+
+class SchedulerError(CanobatchError):
+    """A scheduler cannot do what it was asked.
+
+    Attributes:
+        flow: The id of the flow it is about, or None.
+    """
+
+    def __init__(self, message: str, *, flow: str | None = None) -> None:
+        super().__init__(message)
+        self.flow = flow
+
+
+class UnknownFlowError(SchedulerError, KeyError):
+    """The scheduler has no flow with that id."""
+
+
+class FlowOverlapError(SchedulerError):
+    """The flow runs already, and its overlap policy does not let another run begin or wait.
+
+    Attributes:
+        run_ids: The runs that are in the way.
+    """
+
+    def __init__(self, message: str, *, flow: str | None = None, run_ids: Sequence[str] = ()) -> None:
+        super().__init__(message, flow=flow)
+        self.run_ids = tuple(run_ids)
+
+
+class FlowPausedError(SchedulerError):
+    """The flow is paused; ``unpause_flow`` lets it run again."""
+
+
+class FlowTrippedError(SchedulerError):
+    """The flow failed too often in a row; ``reset_flow`` lets it run again."""

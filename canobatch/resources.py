@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import inspect
 import logging
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -60,12 +61,16 @@ class Resource:
 
     ``scope="run"``: in the launcher. Set up before a run's first state, in the order of the keys; torn down after
     its end, whatever that was, in the reverse order. Runs that go on at the same time share it: the first sets it
-    up, the last tears it down. Tasks that run in the parent may use it, from the threads of their runs.
+    up, the last tears it down. Tasks that run in the parent use it, from the threads of their runs; its hooks have
+    a thread of their own. So what insists on one thread has to be told: ``sqlite3.connect(...,
+    check_same_thread=False)``. A cancel that comes during a hook takes effect after it.
 
     ``scope="worker"``: a copy in each worker that asks for it, pickled as it was given; set up when first asked
     for, by the first attempt that does, kept for later tasks and runs of the workflow at that pool, torn down
-    when the worker ends normally: a killed one tears down nothing. The pool gives its workers 2 s to end. A
-    task in the parent gets a copy of the launcher's own, which is torn down with those of scope "run".
+    when the worker ends normally: a killed one tears down nothing. Hooks and tasks share the worker's main
+    thread, and a setup counts for the ``attempt_timeout`` of the attempt that asked. A pool that closes gives its
+    workers 2 s to end. A task in the parent gets a copy of the launcher's own, which is torn down with those of
+    scope "run".
 
     No hook is waited for longer than ``hook_timeout`` seconds. Past that a setup has failed, and in a worker ends
     the process; a teardown is left alone, in its thread, with a warning.
@@ -235,11 +240,14 @@ class Resources(Mapping[Any, Any]):
         return self is other
 
     def health(self) -> dict[Any, Health]:
-        """Ask each that has been set up how well it is, in order; one that raises or hangs is unhealthy."""
+        """Ask each how well it is, in order; one that raises or hangs is unhealthy.
+
+        What lives in workers cannot be asked from here, and counts as healthy.
+        """
         found = {}
         for key, thing in self._things.items():
-            thing = self._live.get(key, thing)
-            found[key] = Health() if isinstance(thing, Brokered) else _health_of(key, thing)
+            is_elsewhere = scope_of(thing) != "run" and key not in self._live
+            found[key] = Health() if is_elsewhere else _health_of(key, self._live.get(key, thing))
         return found
 
     def worst_health(self) -> Health:
@@ -477,3 +485,7 @@ def _close_all() -> None:
     # A run in the background ends with the process; what it holds is torn down all the same.
     for resources in list(_held):
         resources.close()
+
+
+# A forked child has copies of what its parent holds.
+os.register_at_fork(after_in_child=_held.clear)

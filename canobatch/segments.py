@@ -18,19 +18,22 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from canobatch import _procs, _shm
-from canobatch.effects import LARGE, Placed
+from canobatch.effects import LARGE, Placed, stream_of
 from canobatch.errors import StoreError, StoreFullError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from canobatch.effects import Data
+    from canobatch.effects import Data, Flat
 
 #: Which kind of segments this process makes: "memfd" or "shm".
 KIND_VARIABLE = "CANOBATCH_SEGMENTS"
 
 #: Every segment begins with this and its identity, so that a reader who is late never reads a stranger's bytes.
+#: The spans of its value follow, so that it can be told from its bytes alone.
 _HEADER = struct.Struct("<8s16sQ")
+_SPAN = struct.Struct("<QQ")
+_COUNT = struct.Struct("<Q")
 _MAGIC = b"canobat1"
 _ALIGN = 64
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG, errno.EMFILE, errno.ENFILE})
@@ -178,6 +181,35 @@ def arrived(data: Any) -> Data:
     return packed
 
 
+# -- as one piece
+
+
+class _Held:
+    """Bytes that this process holds anyway."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+
+    def view(self) -> memoryview:
+        return self._data
+
+
+def flat(data: Data) -> Flat:
+    """Return packed data as one piece of bytes, without a copy."""
+    return data.segment.view() if isinstance(data, Placed) else stream_of(data)
+
+
+def unflat(data: Flat) -> Data:
+    """Return the packed data that `flat` made one piece."""
+    if data[: len(_MAGIC)] != _MAGIC:
+        return data
+    view = memoryview(data).toreadonly()
+    (count,) = _COUNT.unpack_from(view, _HEADER.size)
+    start = _HEADER.size + _COUNT.size
+    spans = tuple(_SPAN.unpack_from(view, start + _SPAN.size * number) for number in range(count))
+    return Placed(_Held(view), spans)
+
+
 # -- the manager
 
 
@@ -228,6 +260,13 @@ class Segments:
             grant.cancel()
             raise
         return Placed(self.adopt(grant, uid, fd), layout.spans)
+
+    def house(self, data: Data) -> Data:
+        """Give a value that `unflat` returned a segment of its own, if it needs one."""
+        if not isinstance(data, Placed):
+            return data
+        stream, *buffers = data.parts()
+        return self.place([stream], buffers)
 
     def place_if_large(self, data: bytes) -> Data:
         """Put one pickle into a segment if it is worth it."""
@@ -299,7 +338,7 @@ class Layout:
     def __init__(self, stream: Sequence[Any], buffers: Sequence[memoryview] = ()) -> None:
         self.pieces: list[Any] = []
         spans: list[tuple[int, int]] = []
-        end = _ALIGN
+        end = self._header_size = _HEADER.size + _COUNT.size + _SPAN.size * (1 + len(buffers))
         for group in (stream, *([buffer] for buffer in buffers)):
             start = -(-end // _ALIGN) * _ALIGN
             if start > end:
@@ -315,7 +354,8 @@ class Layout:
 
     def with_header(self, uid: bytes) -> Iterator[memoryview]:
         """Return everything that is to be written, in order."""
-        yield memoryview(_HEADER.pack(_MAGIC, uid, self.size).ljust(_ALIGN, b"\0"))
+        spans = b"".join(_SPAN.pack(*span) for span in self.spans)
+        yield memoryview(_HEADER.pack(_MAGIC, uid, self.size) + _COUNT.pack(len(self.spans)) + spans)
         for piece in self.pieces:
             yield memoryview(piece).cast("B")
 

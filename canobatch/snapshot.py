@@ -117,6 +117,14 @@ class Snapshot(NamedTuple):
         """Its entries."""
         return Layers(self.layers)
 
+    def changed(
+        self, name: tuple[int, int], changes: Mapping[str, Entry | None], *, is_cleared: bool = False
+    ) -> Snapshot:
+        """Return what it would be with ``changes``; ``is_cleared``: and with nothing else."""
+        below = (Layer({}),) if is_cleared else self.layers
+        large = (entry.data for entry in changes.values() if entry is not None and isinstance(entry.data, Placed))
+        return Snapshot(name, (*below, Layer(changes)), (*self.pins, *large))
+
 
 # -- between processes
 

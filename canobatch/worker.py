@@ -167,6 +167,7 @@ class Worker:
             opened = self._opened[name] = _OPENERS[kind](data)
             self._blobs[name] = (kind, b"")
             if isinstance(opened, WorkerResources):
+                opened.last_words = self._say_last
                 self._equipment.append(opened)
         return self._opened[name]
 
@@ -299,9 +300,10 @@ class Worker:
         count = threading.active_count()
         return count > self._threads and count > self._threads + sum(each.threads for each in self._equipment)
 
-    def _fail_and_end(self, number: int, error: BaseException) -> None:
+    def _say_last(self, error: BaseException) -> None:
         """From a watchdog, which ends this process next: the call that runs has failed."""
-        ran = _clock.monotonic() - self._status.running()[1]
+        number, started = self._status.running()
+        ran = _clock.monotonic() - started
         own = tuple(record_error(error))
         outcome = (number, ERROR, own, (), (), _clock.epoch() - ran, ran, 0.0, None, None, RETIRE)
         self._channel.send(wire.OUTCOME, outcome)
@@ -328,8 +330,6 @@ class Worker:
         splits: int,
     ) -> TaskContext:
         run_id, params = run
-        resources = self._resources
-        resources.last_words = lambda error: self._fail_and_end(number, error)
         return TaskContext(
             store=view,
             params=params,
@@ -342,7 +342,7 @@ class Worker:
             split_of=lambda state: self._split(splits, state),
             report=_Progress(self._channel.send, number),
             is_cancelled=lambda: False,
-            resources=resources,
+            resources=self._resources,
         )
 
     def _split(self, splits: int, state: Any) -> Any:
@@ -397,8 +397,10 @@ _OWN_FILES = frozenset({__file__, bound_call.__code__.co_filename})
 
 def _flush_output() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):
+        try:  # noqa: SIM105 - after every call; suppress() takes longer than the flush
             stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass
 
 
 _OPENERS: dict[int, Callable[[Any], Any]] = {
@@ -444,6 +446,5 @@ def main(channel: int, status: int, keeper: int, nice: int) -> None:
     """Run a worker on the inherited descriptors; returns when the pool lets it go."""
     _enter(keeper, channel, status)
     _procs.set_priority(nice)
-    sock = socket.socket(fileno=channel)
-    with suppress(ConnectionError):
+    with socket.socket(fileno=channel) as sock, suppress(ConnectionError):
         Worker(sock, StatusPage(status)).serve()

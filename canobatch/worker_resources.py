@@ -32,7 +32,7 @@ class WorkerResources(Mapping[Any, Any]):
         self._packed: dict[Any, bytes | None] = loads(packed)
         self._live: dict[Any, Any] = {}
         self.threads = 0
-        #: Told why, before a setup that hangs ends the process; the worker sets it for each call.
+        #: Told why, before a setup that hangs ends the process; the worker sets it.
         self.last_words: Callable[[BaseException], None] = lambda _: None
 
     def find(self, key: Any, kind: type[Any] | None = None) -> Any:

@@ -8,15 +8,18 @@ import secrets
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from canobatch import _clock
 from canobatch.cancel import CancelToken
 from canobatch.definition import Definition, Map, Single, Split
 from canobatch.engine.driver import Driver
+from canobatch.engine.resume import begin, resume
 from canobatch.engine.run import Run
+from canobatch.engine.scribe import Scribe
 from canobatch.engine.station import Shelf
 from canobatch.errors import ConfigurationError, WorkflowError
+from canobatch.models import CompensatableTask, SteppedTask, StreamTask
 from canobatch.pool import default_pool
 from canobatch.resources import Resources
 from canobatch.store import SharedStore
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from canobatch.join import JoinConfig
+    from canobatch.journal import Journal
     from canobatch.observe import Observer
     from canobatch.pool import Backend
     from canobatch.store import Store
@@ -44,8 +48,14 @@ class Workflow:
         name: For messages, records and loggers.
         resources: What its tasks find by ``ctx.resource(key)``: `Resources`, or a mapping of key to resource.
         store: The store of all its runs; None: each run has a fresh `SharedStore`.
+        journal: What remembers its runs, so that they can be resumed; None: nothing does. What a task does outside
+            the store is done again if the process ends before the task's outcome is recorded: give it an idempotency
+            key made of ``ctx.run_id``, ``ctx.state`` and ``ctx.branch``.
+        version: Another number makes runs of before not resumable.
         params: The dataclass that a run's parameters must fit, if any.
         total_timeout: Seconds a run may take; its single tasks then run in workers.
+        compensation_timeout: Seconds for which a cancel and the total timeout wait for a `CompensatableTask`, and
+            that the roll-back may take as a whole. None: with a total timeout half of it, at most 30 s, else no limit.
         default_config: For tasks that bring no `TaskConfig` of their own.
 
     Raises:
@@ -63,8 +73,11 @@ class Workflow:
         *,
         resources: Resources | Mapping[Any, Any] | None = None,
         store: Store | None = None,
+        journal: Journal | None = None,
+        version: int = 0,
         params: type | None = None,
         total_timeout: float | timedelta | None = None,
+        compensation_timeout: float | timedelta | None = None,
         default_config: TaskConfig | None = None,
     ) -> None:
         if not isinstance(name, str) or not name:
@@ -73,15 +86,16 @@ class Workflow:
             raise ConfigurationError(f"params must be a dataclass, got {params!r}; decorate it with @dataclass")
         if default_config is not None and not isinstance(default_config, TaskConfig):
             raise ConfigurationError(f"default_config must be a TaskConfig, got {default_config!r}")
-        try:
-            limit = None if total_timeout is None else _clock.as_seconds(total_timeout)
-        except (TypeError, ValueError):
-            limit = -1.0
-        if limit is not None and not limit > 0:
-            raise ConfigurationError(f"total_timeout must be above 0 seconds, got {total_timeout!r}")
-        self._definition = Definition(name, default_config or TaskConfig(), limit, params)
+        if journal is not None and not hasattr(journal, "take_over"):
+            raise ConfigurationError(f"journal must be a SqliteJournal or the like, got {journal!r}")
+        if isinstance(version, bool) or not isinstance(version, int):
+            raise ConfigurationError(f"version must be a whole number, got {version!r}")
+        limit = _limit("total_timeout", total_timeout)
+        grace = _limit("compensation_timeout", compensation_timeout)
+        self._definition = Definition(name, default_config or TaskConfig(), limit, grace, params, version)
         self._resources = _as_resources(resources)
         self._store = store
+        self._journal = journal
         self._observers: list[Observer] = []
         self._lock = threading.Lock()
         self._shelves: weakref.WeakKeyDictionary[Backend, Shelf] = weakref.WeakKeyDictionary()
@@ -101,6 +115,11 @@ class Workflow:
         """The states in which runs end."""
         return list(self._definition.exits)
 
+    @property
+    def observers(self) -> tuple[Observer, ...]:
+        """Who is told what happens in its runs."""
+        return tuple(self._observers)
+
     # -- definition
 
     def register(
@@ -113,6 +132,8 @@ class Workflow:
         replace: bool = False,
     ) -> Workflow:
         """Register one task for a state: a function of ``(ctx)`` or of nothing, or a `Task`; it returns the next state.
+
+        An instance of any model of `canobatch.models` behaves here as under the method made for it.
 
         Args:
             state: An Enum member, a string, a number.
@@ -130,8 +151,53 @@ class Workflow:
     def register_router(
         self, state: Any, task: Any, *, on_error: Any = None, config: TaskConfig | None = None, replace: bool = False
     ) -> Workflow:
-        """Register a task that only reads and decides: it must not write to the store."""
+        """Register a task that only reads and decides: a function, or a `RouterTask`. See `register`.
+
+        It must not write to the store: that is a `WorkflowError`, and changes nothing.
+        """
         self._definition.add(state, Single(task, on_error, config, is_router=True), replace=replace)
+        return self
+
+    def register_stepped(
+        self,
+        state: Any,
+        task: SteppedTask,
+        *,
+        on_error: Any = None,
+        config: TaskConfig | None = None,
+        replace: bool = False,
+    ) -> Workflow:
+        """Register a `SteppedTask`; ``validate`` refuses any other. See `register`."""
+        self._definition.add(state, Single(task, on_error, config, kind=SteppedTask), replace=replace)
+        return self
+
+    def register_stream(
+        self,
+        state: Any,
+        task: StreamTask,
+        *,
+        on_error: Any = None,
+        config: TaskConfig | None = None,
+        replace: bool = False,
+    ) -> Workflow:
+        """Register a `StreamTask`; ``validate`` refuses any other. See `register`."""
+        self._definition.add(state, Single(task, on_error, config, kind=StreamTask), replace=replace)
+        return self
+
+    def register_with_compensation(
+        self,
+        state: Any,
+        task: CompensatableTask,
+        *,
+        on_error: Any = None,
+        config: TaskConfig | None = None,
+        replace: bool = False,
+    ) -> Workflow:
+        """Register a `CompensatableTask`; ``validate`` refuses any other. See `register`.
+
+        Going to ``on_error`` is no failure of the run, and rolls nothing back.
+        """
+        self._definition.add(state, Single(task, on_error, config, kind=CompensatableTask), replace=replace)
         return self
 
     def register_split(
@@ -253,6 +319,15 @@ class Workflow:
         self._definition.validate_initial(state)
         return self
 
+    def validate_params(self, params: Any) -> Workflow:
+        """Check that a run can be given these parameters.
+
+        Raises:
+            ConfigurationError: They do not fit; the text names the parameter.
+        """
+        bind_params(self._definition.params, params)
+        return self
+
     def graph(self) -> str:
         """Return a Mermaid state diagram of what is known of the transitions."""
         return self._definition.graph()
@@ -283,6 +358,7 @@ class Workflow:
             JoinError: A split did not meet its strategy and has no ``on_failure``.
             WorkflowError: A task returned what is not a state, or its writes cannot be committed.
             RunCancelledError: The run was cancelled.
+            CompensationError: It failed or was cancelled, and could not be rolled back completely.
         """
         return self.start(initial, pool=pool, run_id=run_id, params=params, cancel=cancel).wait_through_interrupt()
 
@@ -294,7 +370,10 @@ class Workflow:
         run_id: str | None = None,
         params: Any = None,
         cancel: CancelToken | None = None,
+        where: Literal["parent", "worker"] = "parent",
+        timeout: float | timedelta | None = None,
         output: str | os.PathLike[str] | None = None,
+        begins: bool = True,
     ) -> Run:
         """Begin what `orchestrate` does, in the background, and return its handle.
 
@@ -304,31 +383,127 @@ class Workflow:
             run_id: The run's id.
             params: The run's parameters.
             cancel: Cancels the run from elsewhere.
+            where: Where single tasks run that do not say so themselves; in a worker they can be killed.
+            timeout: Seconds this run may take, if less than the workflow's ``total_timeout``.
             output: A directory, made if missing, in which is kept what tasks print in workers, by attempt; read it
                 with `canobatch.output`. None: they print where this process does.
+            begins: Whether it begins now; if not, `Run.begin` lets it.
 
         Raises:
             ConfigurationError: As for `orchestrate`, or the directory cannot be made.
         """
         _check_run(pool, run_id, cancel)
+        _check_where(where)
+        limit = _limit("timeout", timeout)
+        kept = _output_directory(output)
+        self._freeze()
+        definition, journal = self._definition, self._journal
+        definition.validate_initial(initial)
+        bound = bind_params(definition.params, params)
+        store: Store = SharedStore() if self._store is None else self._store
+        run_id = run_id or _new_run_id()
+        scribe = Scribe(definition) if journal is None else begin(definition, journal, run_id, initial, bound, store)
+        return self._run(
+            initial, run_id, bound, store, scribe, pool, cancel, where=where, timeout=limit, output=kept, begins=begins
+        )
+
+    def resume(self, run_id: str, *, pool: Backend | None = None, cancel: CancelToken | None = None) -> Any:
+        """Go on with a run that was interrupted, that failed, or whose cancel kept it; return its exit state.
+
+        Its store, its parameters and every recorded outcome are as they were; only what was not recorded is
+        done. Recorded failures are tried again, with fresh attempts. Deadlines start anew. A run that is through
+        returns its exit state at once.
+
+        Args:
+            run_id: Which run; of this process or another.
+            pool: Where branches run; None: this process's default pool.
+            cancel: Cancels the run from elsewhere.
+
+        Raises:
+            ConfigurationError: The workflow has no journal.
+            RunNotFoundError: The journal has no such run.
+            RunInUseError: Its owner lives.
+            VersionMismatchError: It was begun by another workflow, version or interpreter, or its items are others.
+            JournalError: The journal cannot be read.
+            CanobatchError: As for `orchestrate`; for a run that ended for good, what it ended with.
+        """
+        return self.start_resume(run_id, pool=pool, cancel=cancel).wait_through_interrupt()
+
+    def start_resume(
+        self,
+        run_id: str,
+        *,
+        pool: Backend | None = None,
+        cancel: CancelToken | None = None,
+        where: Literal["parent", "worker"] = "parent",
+        output: str | os.PathLike[str] | None = None,
+    ) -> Run:
+        """Begin what `resume` does, in the background, and return the run's handle.
+
+        Args:
+            run_id: Which run; of this process or another.
+            pool: As for `start`, and so are the others.
+            cancel: Cancels the run from elsewhere.
+            where: Where single tasks run that do not say so themselves.
+            output: A directory for what tasks print; that of the run's earlier life will do.
+
+        Raises:
+            CanobatchError: As for `resume`.
+        """
+        _check_run(pool, run_id, cancel)
+        _check_where(where)
+        kept = _output_directory(output)
+        self._freeze()
+        if self._journal is None:
+            text = f"workflow {self.name!r} has no journal to resume {run_id} from; give it one with journal=..."
+            raise ConfigurationError(text)
+        store: Store = SharedStore() if self._store is None else self._store
+        scribe, state, params = resume(self._definition, self._journal, run_id, store)
+        return self._run(state, run_id, params, store, scribe, pool, cancel, where=where, output=kept)
+
+    def _freeze(self) -> None:
         if not self._definition.is_frozen:
             self._definition.validate()
             self._definition.is_frozen = True
-        self._definition.validate_initial(initial)
-        driver = Driver(
-            self._definition,
-            initial,
-            store=SharedStore() if self._store is None else self._store,
-            backend=default_pool if pool is None else lambda: pool,
-            run_id=run_id or _new_run_id(),
-            params=bind_params(self._definition.params, params),
-            token=cancel or CancelToken(),
-            shelf=self._shelf,
-            resources=self._resources,
-            observers=self._observers,
-            output=None if output is None else _output_directory(output),
-        )
-        return Run(driver)
+
+    def _run(
+        self,
+        state: Any,
+        run_id: str,
+        params: Any,
+        store: Store,
+        scribe: Scribe,
+        pool: Backend | None,
+        cancel: CancelToken | None,
+        *,
+        where: str = "parent",
+        timeout: float | None = None,
+        output: str | None = None,
+        begins: bool = True,
+    ) -> Run:
+        try:
+            return Run(
+                Driver(
+                    self._definition,
+                    state,
+                    store=store,
+                    backend=default_pool if pool is None else lambda: pool,
+                    run_id=run_id,
+                    params=params,
+                    token=cancel or CancelToken(),
+                    shelf=self._shelf,
+                    resources=self._resources,
+                    observers=self._observers,
+                    where=where,
+                    timeout=timeout,
+                    scribe=scribe,
+                    output=output,
+                ),
+                begins=begins,
+            )
+        except BaseException:
+            scribe.close()
+            raise
 
     def _shelf(self, backend: Backend) -> Shelf:
         with self._lock:
@@ -356,6 +531,16 @@ class _WorkflowElsewhere:
         raise WorkflowError(f"workflow {self.name!r} cannot be used inside a task (.{name}); build one there")
 
 
+def _limit(name: str, value: float | timedelta | None) -> float | None:
+    try:
+        limit = None if value is None else _clock.as_seconds(value)
+    except (TypeError, ValueError):
+        limit = -1.0
+    if limit is not None and not limit > 0:
+        raise ConfigurationError(f"{name} must be above 0 seconds, got {value!r}")
+    return limit
+
+
 def _as_resources(given: object) -> Resources:
     if isinstance(given, Resources):
         return given
@@ -373,7 +558,14 @@ def _check_run(pool: object, run_id: object, cancel: object) -> None:
         raise ConfigurationError(f"cancel must be a CancelToken, got {cancel!r}")
 
 
-def _output_directory(path: str | os.PathLike[str]) -> str:
+def _check_where(where: object) -> None:
+    if where not in ("parent", "worker"):
+        raise ConfigurationError(f"where must be 'parent' or 'worker', got {where!r}")
+
+
+def _output_directory(path: str | os.PathLike[str] | None) -> str | None:
+    if path is None:
+        return None
     directory = os.path.abspath(path)  # noqa: PTH100 - a worker may be elsewhere
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)  # noqa: PTH103

@@ -42,7 +42,8 @@ class Pass:
             permit.end(outcome)
 
 
-_FREE = Pass([])
+#: For what nothing is asked.
+FREE = Pass([])
 
 
 def enter(config: TaskConfig, bulkhead: Semaphore | None = None) -> Pass | float:
@@ -54,19 +55,22 @@ def enter(config: TaskConfig, bulkhead: Semaphore | None = None) -> Pass | float
     breaker, limiter = config.circuit_breaker, config.rate_limiter
     permits: list[Permit] = []
     try:
-        # Nothing is taken that an open breaker would make useless.
+        # Asked before anything is taken: what is given back at once would wake all who wait for it.
         refusal = None if breaker is None else breaker.ask("refusal")
         if refusal is not None and config.waits_for_circuit:
-            return float(refusal)
-        if bulkhead is not None and refusal is None:
-            place = bulkhead.try_acquire()
-            if place is None:
-                return math.inf if bulkhead.is_here else _FAR
-            permits.append(place)
-        if limiter is not None and refusal is None:
-            owed = limiter.ask("take", 1)
-            if owed is not None:
-                return float(owed[0])
+            return float(refusal) if breaker is None or breaker.is_here else min(refusal, _FAR)
+        if refusal is None:
+            wait = 0.0 if limiter is None else limiter.time_until(1)
+            if wait > 0:
+                return wait
+            if bulkhead is not None:
+                place = bulkhead.try_acquire()
+                if place is None:
+                    return math.inf if bulkhead.is_here else _FAR
+                permits.append(place)
+            if limiter is not None and not limiter.try_acquire(1):
+                # Somebody was faster.
+                return 0.0
         if breaker is not None:
             permits.append(breaker.acquire())
         admitted, permits = permits, []
@@ -94,7 +98,7 @@ def let_through(driver: Driver, config: TaskConfig, where: Where) -> Pass:
         CanobatchError: The run was cancelled or its time is up.
     """
     if not config.has_gate:
-        return _FREE
+        return FREE
     watched: Brokered | None = config.circuit_breaker
     forget = None if watched is None or not watched.is_here else watched.watch(driver.wake)
     try:

@@ -9,15 +9,20 @@ from canobatch.definition import label
 from canobatch.effects import describe_error, rebuild_error
 from canobatch.errors import (
     CircuitOpenError,
+    CompensationError,
     ConfigurationError,
     MemoryLimitError,
     PayloadError,
     RateLimitedError,
     ResourceLookupError,
     RetryExhaustedError,
+    StoreError,
+    StoreKeyError,
+    StoreTypeError,
     TaskError,
     TaskTimeoutError,
     WorkerLostError,
+    WorkflowError,
 )
 from canobatch.join import BranchStatus
 from canobatch.pool import Finished, Lost
@@ -28,7 +33,9 @@ if TYPE_CHECKING:
     from canobatch.task import TaskConfig
 
 #: Another attempt cannot mend these.
-_HOPELESS = (ConfigurationError, PayloadError, ResourceLookupError)
+_HOPELESS = (ConfigurationError, PayloadError, ResourceLookupError, WorkflowError, CompensationError)
+#: Nor these, as a rule: an attempt sees the store as the one before did. Who names them in ``retry_on`` knows better.
+_LASTING = (StoreKeyError, StoreTypeError)
 
 
 class Where(NamedTuple):
@@ -101,28 +108,33 @@ def unpacking_error(error: BaseException, where: Where) -> PayloadError:
 
 def may_retry(config: TaskConfig, error: TaskError) -> bool:
     """Return whether another attempt follows ``error``."""
-    if error.attempt >= config.retry.max_attempts or isinstance(error, _HOPELESS):
-        return False
+    return error.attempt < config.retry.max_attempts and is_mendable(config, error)
+
+
+def is_mendable(config: TaskConfig, error: TaskError) -> bool:
+    """Return whether another attempt might do better."""
     if isinstance(error, WorkerLostError):
         return config.retry_lost_worker
-    own = _own(error)
+    own = own_error(error)
     if isinstance(own, CircuitOpenError):
         # By hand, in the task: an attempt against an open breaker is of no use, unless it is asked for by name.
         return config.waits_for_circuit
+    if isinstance(own, _LASTING) and not any(issubclass(kind, StoreError) for kind in config.retry_on):
+        return False
     return isinstance(own, config.retry_on) and not isinstance(own, _HOPELESS)
 
 
 def delay_before_next(config: TaskConfig, error: TaskError, random: Callable[[], float]) -> float:
     """Return the seconds from a failed attempt to the next: not less than its error asks for."""
     delay = config.retry.delay(error.attempt, random)
-    own = _own(error)
+    own = own_error(error)
     if isinstance(own, RateLimitedError | CircuitOpenError) and own.retry_after is not None:
         return max(delay, own.retry_after)
     return delay
 
 
-def _own(error: TaskError) -> BaseException:
-    """Return the task's own error where there is one."""
+def own_error(error: TaskError) -> BaseException:
+    """Return the error that the task itself raised, where there is one."""
     return error.__cause__ if type(error) is TaskError and error.__cause__ is not None else error
 
 
@@ -130,7 +142,7 @@ def final_error(config: TaskConfig, error: TaskError) -> TaskError:
     """Return what a task that failed for good is reported with."""
     if config.retry.max_attempts == 1 or error.attempt < config.retry.max_attempts:
         return error
-    own = _own(error)
+    own = own_error(error)
     text = f"{error} (attempt {error.attempt} of {config.retry.max_attempts}, the last)"
     exhausted = RetryExhaustedError(
         text,

@@ -9,7 +9,6 @@ from canobatch.definition import Map, Split, label
 from canobatch.effects import describe_error
 from canobatch.errors import ConfigurationError, StoreKeyError, TaskError, WorkflowError
 from canobatch.task import bound_call
-from canobatch.view import StoreView
 
 if TYPE_CHECKING:
     from canobatch.engine.driver import Driver
@@ -103,7 +102,7 @@ class Branches:
         return tasks
 
     def _evaluate(self, source: Any) -> Any:
-        view = StoreView(self._driver.store.snapshot().entries)
+        view = self._driver.view()
         try:
             made = bound_call(source, (1, 0))(self._driver.context(self._state, view, 1))
         except Exception as error:

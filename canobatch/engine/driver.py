@@ -10,27 +10,28 @@ import logging
 import queue
 import random
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from canobatch import _clock, logs
 from canobatch.definition import Map, Single, Split, label
-from canobatch.effects import loads
-from canobatch.engine.admission import let_through
 from canobatch.engine.attempt import (
-    Where,
     delay_before_next,
-    error_of,
     final_error,
     may_retry,
-    unpacking_error,
-    wrap,
 )
+from canobatch.engine.patience import Patience
 from canobatch.engine.report import RunReport, StateReport
+from canobatch.engine.saga import Saga
+from canobatch.engine.scribe import Scribe
+from canobatch.engine.single import run_single
 from canobatch.engine.split import SplitExecution
 from canobatch.engine.station import Shelf, Station
 from canobatch.engine.trimmer import Trimmer
 from canobatch.errors import (
     CommitError,
+    CompensationError,
+    JournalError,
     PayloadError,
     RunCancelledError,
     TaskError,
@@ -39,11 +40,11 @@ from canobatch.errors import (
 )
 from canobatch.observe import Event, Observer
 from canobatch.pool import Broken, Call, Finished, Logged, Lost, Progressed, Stopped
-from canobatch.task import TaskConfig, TaskContext, bound_call, entry_point
+from canobatch.task import TaskConfig, TaskContext
 from canobatch.view import StoreView
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from canobatch.cancel import CancelToken
     from canobatch.definition import Definition
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from canobatch.pool import Event as PoolEvent
     from canobatch.pool.backend import Header
     from canobatch.resources import Resources
+    from canobatch.snapshot import Snapshot
     from canobatch.store import Store
 
 _log = logging.getLogger(__name__)
@@ -75,6 +77,8 @@ class Driver:
         observers: Sequence[Observer] = (),
         resources: Resources,
         where: str = "parent",
+        timeout: float | None = None,
+        scribe: Scribe | None = None,
         output: str | None = None,
     ) -> None:
         self.definition = definition
@@ -83,8 +87,10 @@ class Driver:
         self.token = token
         self.params = params
         self.resources = resources
-        self.path: list[Any] = []
-        self.splits: dict[Any, SplitResult] = {}
+        self.scribe = scribe or Scribe(definition)
+        self._states = self.scribe.earlier_visits()
+        self.path: list[Any] = [report.state for report in self._states]
+        self.splits = self.scribe.earlier_splits()
         self.splits_version = 0
         self._initial = initial
         self._backend = backend
@@ -94,32 +100,43 @@ class Driver:
         self._output = output
         self._trimmer: Trimmer | None = None
         self._logger = logging.getLogger(f"canobatch.{definition.name}")
-        self._states: list[StateReport] = []
         self._started = _clock.monotonic()
         self._started_at = _clock.as_utc(_clock.epoch())
         self._ended: float | None = None
         self._error: BaseException | None = None
-        self._deadline = None if definition.total_timeout is None else self._started + definition.total_timeout
+        self._limit = min((limit for limit in (definition.total_timeout, timeout) if limit is not None), default=None)
+        self._deadline: float | None = None
         self._mail: queue.SimpleQueue[list[PoolEvent] | None] = queue.SimpleQueue()
         self._station: Station | None = None
-        self._calls: dict[Any, Callable[..., Any]] = {}
+        #: The task of each state that has run here, ready to be called.
+        self.calls: dict[Any, Callable[..., Any]] = {}
         self._seq = 0
         # A task in the parent may report progress from a thread of its own.
         self._emitting = threading.RLock()
+        self._saga = Saga(self)
+        self._patience: Patience | None = None
+        #: Events of lanes that are in use while another one is read.
+        self._aside: dict[LaneHandle, list[PoolEvent]] = {}
 
     # -- the run
 
     def run(self) -> Any:
         """Run to an exit state and return it."""
+        # A run may have waited for its turn since it was made.
+        self._started, self._started_at = _clock.monotonic(), _clock.as_utc(_clock.epoch())
+        self._deadline = None if self._limit is None else self._started + self._limit
         forget = self.token.watch(self.wake)
-        self.emit("run_started", state=self._initial, detail=self.definition.name)
+        kind = "run_resumed" if self.scribe.is_resumed else "run_started"
+        self.emit(kind, state=self._initial, detail=self.definition.name)
         try:
-            with self.resources.held():
+            with self.resources.held(), self._saga.rolled_back():
                 state = self._walk()
+            self.scribe.end(state, None, is_kept=True)
         except BaseException as error:
             self._error = error
-            is_cancel = isinstance(error, RunCancelledError)
-            self.emit("run_cancelled" if is_cancel else "run_failed", detail=error)
+            self._record_end(error)
+            own = error.original if isinstance(error, CompensationError) else error
+            self.emit("run_cancelled" if isinstance(own, RunCancelledError) else "run_failed", detail=error)
             raise
         else:
             self.emit("run_finished", state=state)
@@ -132,10 +149,18 @@ class Driver:
                 self._trimmer.stop()
             self._ended = _clock.monotonic()
 
+    def _record_end(self, error: BaseException) -> None:
+        try:
+            self.scribe.end(self.path[-1] if self.path else None, error, is_kept=self.token.is_kept)
+        except JournalError:
+            # The run's own error is the one to tell; the journal has the run as interrupted.
+            _log.exception("the end of run %s could not be recorded", self.run_id)
+
     def _walk(self) -> Any:
         definition, state = self.definition, self._initial
         while True:
             self.path.append(state)
+            self.scribe.enter(state)
             self.emit("state_entered", state=state)
             # An exit before a cancel: a run that is through is not undone by a late one.
             if state in definition.exits:
@@ -153,7 +178,7 @@ class Driver:
             self._states.append(report)
             try:
                 if isinstance(handler, Single):
-                    state = self._run_single(state, handler, report)
+                    state = run_single(self, self._saga, state, handler, report)
                 else:
                     state = self._run_split(state, handler, report)
             except BaseException as error:
@@ -179,86 +204,14 @@ class Driver:
 
     # -- single tasks
 
-    def _run_single(self, state: Any, handler: Single, report: StateReport) -> Any:
-        config = self.definition.config_of(handler, handler.task)
-        try:
-            if self._is_for_worker(config):
-                value, operations = self._attempt_in_worker(state, handler, config, report)
-            else:
-                value, operations = self._attempt_in_parent(state, handler, config, report)
-        except TaskError as error:
-            report.error = error
-            if handler.on_error is None:
-                raise
-            return handler.on_error
-        if operations and handler.is_router:
-            raise WorkflowError(
-                f"state {label(state)} is a router and must not write to the store; use register()",
-                state=state,
-                path=self.path,
-            )
-        following = self._checked(state, value)
-        if operations:
-            self.commit(state, [("its task", operations)])
-        return following
-
-    def _is_for_worker(self, config: TaskConfig) -> bool:
+    def is_for_worker(self, config: TaskConfig) -> bool:
+        """Return whether a single task with this configuration runs in a worker."""
         if config.where is not None:
             return config.where == "worker"
         return config.runs_alone or self._deadline is not None or self._where == "worker"
 
-    def _attempt_in_parent(
-        self, state: Any, handler: Single, config: TaskConfig, report: StateReport
-    ) -> tuple[Any, Sequence[Operation]]:
-        call = self._calls.get(state)
-        if call is None:
-            call = self._calls[state] = bound_call(entry_point(handler.task), (1, 0))
-        while True:
-            where = Where(state, None, report.attempts + 1, tuple(self.path))
-            admitted = let_through(self, config, where)
-            report.attempts += 1
-            view = StoreView(self.store.snapshot().entries, self.store.segments.place)
-            context = self.context(state, view, report.attempts)
-            try:
-                value = call(context)
-            except BaseException as own:  # noqa: BLE001 - SystemExit too is a failed attempt
-                admitted.end(None if self.token.is_cancelled else False)
-                # A task that gave up because the run was cancelled has not failed.
-                self.check()
-                error = wrap(own, where)
-            else:
-                admitted.end(True)
-                return value, view.operations
-            self._back_off(config, error)
-
-    def _attempt_in_worker(
-        self, state: Any, handler: Single, config: TaskConfig, report: StateReport
-    ) -> tuple[Any, Sequence[Operation]]:
-        station = self.station()
-        header = self.header(state, [handler.task], self._deadline)
-        lane = station.lane(state)
-        while True:
-            where = Where(state, None, report.attempts + 1, tuple(self.path))
-            admitted = let_through(self, config, where)
-            report.attempts += 1
-            lane.begin(header, None, 0)
-            call = Call(None, report.attempts, None, config.attempt_timeout, config.memory_limit, config.runs_alone)
-            try:
-                lane.submit([call])
-                event = self._await_outcome(lane, state)
-            except BaseException:
-                self.kill(lane)
-                admitted.end(None)
-                raise
-            admitted.end(isinstance(event, Finished) and event.succeeded)
-            if isinstance(event, Finished) and event.succeeded:
-                try:
-                    return None if event.payload is None else loads(event.payload), event.operations
-                except BaseException as error:
-                    raise unpacking_error(error, where) from error
-            self._back_off(config, error_of(event, where))
-
-    def _await_outcome(self, lane: LaneHandle, state: Any) -> Finished | Lost:
+    def await_outcome(self, lane: LaneHandle, state: Any) -> Finished | Lost:
+        """Return what became of the one call of ``lane``."""
         while True:
             for event in self.mail(lane, None):
                 if isinstance(event, Finished | Lost):
@@ -266,16 +219,24 @@ class Driver:
                 if isinstance(event, Progressed):
                     self.progress(state, event)
 
-    def _back_off(self, config: TaskConfig, error: TaskError) -> None:
+    def back_off(self, config: TaskConfig, error: TaskError) -> None:
         """Wait until the next attempt, or raise if there is none."""
         if not may_retry(config, error):
-            raise final_error(config, error)
+            error = final_error(config, error)
+            self.scribe.fail(error, is_final=True)
+            raise error
+        self.scribe.fail(error, is_final=False)
         self.emit("retry", state=error.state, attempt=error.attempt, detail=error)
         until = _clock.monotonic() + delay_before_next(config, error, random.random)
         while _clock.monotonic() < until:
             self.mail(None, until)
 
-    def _checked(self, state: Any, value: Any) -> Any:
+    def checked(self, state: Any, value: Any) -> Any:
+        """Return ``value``, which the task of ``state`` returned, if it is a state.
+
+        Raises:
+            WorkflowError: It is none of this workflow's.
+        """
         if self.definition.knows(value):
             return value
         if isinstance(value, list | tuple | set):
@@ -302,16 +263,17 @@ class Driver:
             if execution.result is not None:
                 self.splits[state] = execution.result
                 self.splits_version += 1
-        if outcome.error is None:
-            self.commit(state, outcome.writes)
-            return handler.join.join_state
-        report.error = outcome.error
-        join = handler.join
-        if outcome.is_timeout and join.on_timeout is not None:
-            return join.on_timeout
-        if join.on_failure is not None:
-            return join.on_failure
-        raise outcome.error
+        join, error = handler.join, outcome.error
+        facts = {"report": report, "result": execution.result, "cut": execution.cut}
+        if error is None:
+            self.commit(state, outcome.writes, following=join.join_state, **facts)
+            return join.join_state
+        report.error = error
+        following = join.on_timeout if outcome.is_timeout and join.on_timeout is not None else join.on_failure
+        if following is None:
+            raise error
+        self.commit(state, [], following=following, error=error, **facts)
+        return following
 
     # -- what states share
 
@@ -327,9 +289,16 @@ class Driver:
         return self._station
 
     def header(
-        self, state: Any, tasks: list[Any], deadline: float | None, *, is_map: bool = False, is_made_here: bool = False
+        self,
+        state: Any,
+        tasks: list[Any],
+        deadline: float | None,
+        *,
+        snapshot: Snapshot | None = None,
+        is_map: bool = False,
+        is_made_here: bool = False,
     ) -> Header:
-        """Share what the calls of a visit need.
+        """Share what the calls of a visit need; ``snapshot``: what they see, if not just the store.
 
         Raises:
             PayloadError: A task, or something else of it, cannot be sent to a worker.
@@ -338,7 +307,7 @@ class Driver:
             return self.station().header(
                 state,
                 tasks,
-                self.store.snapshot(),
+                self.store.snapshot() if snapshot is None else snapshot,
                 self.splits,
                 self.splits_version,
                 deadline,
@@ -349,6 +318,11 @@ class Driver:
         except PayloadError as error:
             text = str(error) if str(error).startswith("state ") else f"state {label(state)}: {error}"
             raise PayloadError(text, state=state, path=self.path) from error.__cause__
+
+    def view(self, snapshot: Snapshot | None = None) -> StoreView:
+        """Return what a task that runs here sees: a version of the store, the present one if none is given."""
+        seen = self.store.snapshot() if snapshot is None else snapshot
+        return StoreView(seen.entries, self.store.segments.place)
 
     def context(self, state: Any, view: StoreView, attempt: int) -> TaskContext:
         """Return the context of something that runs here, in the parent."""
@@ -375,16 +349,23 @@ class Driver:
             raise WorkflowError(f"no split of state {label(state)} has ended in this run; ended: {known}")
         return self.splits[state]
 
-    def commit(self, state: Any, writes: Sequence[tuple[str, Sequence[Operation]]]) -> None:
-        """Commit accepted writes, all or none."""
+    def commit(
+        self, state: Any, writes: Sequence[tuple[str, Sequence[Operation]]], *, following: Any = None, **facts: Any
+    ) -> None:
+        """Commit accepted writes, all or none, and where the run goes; None: it stays in this state.
+
+        ``facts`` are for the journal; see `Scribe.keeper_of`.
+        """
+        keep = self.scribe.keeper_of(state, following, **facts)
+        if keep is None and not writes:
+            return
         try:
-            self.store.commit(writes)
+            if keep is None:
+                self.store.commit(writes)
+            else:
+                self.store.commit(writes, keep)
         except CommitError as error:
             raise WorkflowError(f"state {label(state)}: {error}", state=state, path=self.path) from error.__cause__
-
-    def wake(self) -> None:
-        """Make `mail` return; from any thread."""
-        self._mail.put(None)
 
     def mail(self, lane: LaneHandle | None, until: float | None) -> list[PoolEvent]:
         """Wait for events of ``lane`` until a time on the monotonic clock; [] when it passed.
@@ -395,9 +376,12 @@ class Driver:
             CanobatchError: The pool can give no more outcomes.
         """
         self.check()
-        limits = [at for at in (until, self._deadline) if at is not None]
+        if lane is not None and self._aside.get(lane):
+            events, self._aside[lane] = self._aside[lane], []
+            return self._of(lane, events)
+        limits = [at for at in (until, self._next_check()) if at is not None]
         timeout = max(0.0, min(limits) - _clock.monotonic()) if limits else None
-        events: list[PoolEvent] = []
+        events = []
         try:
             events += self._mail.get(timeout=timeout) or ()
             while True:
@@ -405,12 +389,44 @@ class Driver:
         except queue.Empty:
             pass
         self._relay(events)
-        self.check()
-        mine = [event for event in events if event.lane is lane]
-        for event in mine:
-            if isinstance(event, Broken):
-                raise event.error
+        mine = self._of(lane, events)
+        try:
+            self.check()
+        except BaseException:
+            if lane in self._aside:
+                self._aside[lane] += mine
+            raise
         return mine
+
+    def _of(self, lane: LaneHandle | None, events: list[PoolEvent]) -> list[PoolEvent]:
+        """Return the events of ``lane``; those of others in use wait for their turn."""
+        mine: list[PoolEvent] = []
+        for event in events:
+            if event.lane is lane:
+                if isinstance(event, Broken):
+                    raise event.error
+                mine.append(event)
+            elif event.lane in self._aside:
+                self._aside[event.lane].append(event)
+        return mine
+
+    @property
+    def deadline(self) -> float | None:
+        """When the run's total timeout passes, on the monotonic clock."""
+        return self._deadline
+
+    def wake(self) -> None:
+        """Let `mail` return; from any thread."""
+        self._mail.put(None)
+
+    @contextmanager
+    def aside(self, lane: LaneHandle) -> Iterator[None]:
+        """Within, no event of ``lane`` is lost while others are read."""
+        self._aside[lane] = []
+        try:
+            yield
+        finally:
+            del self._aside[lane]
 
     def kill(self, lane: LaneHandle) -> list[tuple[Call, float | None]]:
         """Kill what runs of ``lane``; return, when it is dead, the calls that had begun and for how long they ran."""
@@ -425,6 +441,8 @@ class Driver:
             self._relay(events or ())
             for event in events or ():
                 if event.lane is not lane:
+                    if event.lane in self._aside:
+                        self._aside[event.lane].append(event)
                     continue
                 if isinstance(event, Finished | Lost):
                     begun.append((event.call, event.duration))
@@ -436,8 +454,29 @@ class Driver:
                 elif isinstance(event, Broken):
                     is_over = True
 
+    @contextmanager
+    def patient(self, grace: float | None) -> Iterator[None]:
+        """Within, a cancel and the run's timeout are heeded only ``grace`` seconds after they came; None: never."""
+        before, self._patience = self._patience, Patience(grace)
+        try:
+            yield
+        finally:
+            self._patience = before
+
+    def _next_check(self) -> float | None:
+        """Return when `check` may have to raise, as far as is known."""
+        if self._patience is None:
+            return self._deadline
+        if self._patience.until is None and self._deadline is not None and _clock.monotonic() < self._deadline:
+            return self._deadline
+        return self._patience.until
+
     def check(self) -> None:
-        """Raise if the run was cancelled or its time is up."""
+        """Raise if the run was cancelled or its time is up, and nothing asks for patience."""
+        now = _clock.monotonic()
+        is_over = self.token.is_cancelled or (self._deadline is not None and now >= self._deadline)
+        if not is_over or (self._patience is not None and self._patience.bears(now)):
+            return
         if self.token.is_cancelled:
             state = self.path[-1] if self.path else None
             where = "" if state is None else f" in state {label(state)}"
@@ -447,16 +486,15 @@ class Driver:
                 state=state,
                 path=self.path,
             )
-        if self._deadline is not None and _clock.monotonic() >= self._deadline:
-            limit = self.definition.total_timeout or 0.0
-            state = self.path[-1] if self.path else None
-            raise WorkflowTimeoutError(
-                f"run {self.run_id} did not end within {limit:g} s; it was in state {label(state)}",
-                elapsed=_clock.monotonic() - self._started,
-                limit=limit,
-                state=state,
-                path=self.path,
-            )
+        limit = self._limit or 0.0
+        state = self.path[-1] if self.path else None
+        raise WorkflowTimeoutError(
+            f"run {self.run_id} did not end within {limit:g} s; it was in state {label(state)}",
+            elapsed=now - self._started,
+            limit=limit,
+            state=state,
+            path=self.path,
+        )
 
     # -- events
 

@@ -24,6 +24,10 @@ class StateReport:
     attempts: int = 0
     error: BaseException | None = None
 
+    def elapsed(self, now: float) -> float:
+        """Return the seconds since it began, given the time since the epoch."""
+        return now - self.started_at.timestamp()
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
         return {

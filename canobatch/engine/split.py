@@ -25,6 +25,7 @@ from canobatch.engine.branch_events import BranchEvents
 from canobatch.engine.branches import Branches
 from canobatch.engine.fold import Fold, FoldError
 from canobatch.engine.records import Records
+from canobatch.engine.scribe import branch_of, check_item
 from canobatch.errors import ConfigurationError, JoinError, PayloadError, TaskError, WorkflowError
 from canobatch.join import BranchResult, BranchStatus, JoinTally, SplitResult, Verdict
 from canobatch.limits import Semaphore
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 _FEED_PATIENCE = 0.005
 #: How many branches may be ahead of an ordered fold, per branch that may run.
 _FOLD_AHEAD = 4
+
+#: Items that refer to no class of ``__main__``.
+_NEVER_MAIN = frozenset({bool, int, float, str, bytes})
 
 
 class SplitOutcome(NamedTuple):
@@ -80,6 +84,11 @@ class SplitExecution:
         self._is_timeout = False
         self._path = tuple(driver.path)
         self._events = BranchEvents(driver, state)
+        #: Branches that were running when the split was settled.
+        self.cut: list[BranchResult] = []
+        #: Of an earlier life: the digests of the items of accepted branches; the attempts made of others.
+        self._recorded: dict[int, bytes | None] = {}
+        self._made: dict[int, int] = {}
 
     # -- the whole
 
@@ -105,7 +114,11 @@ class SplitExecution:
 
     def _carry_out(self, branches: Branches) -> SplitOutcome:
         driver, join = self._driver, self._join
-        if self._total == 0:
+        try:
+            self._replay()
+        except FoldError as error:
+            raise self._reduce_error(error) from error.__cause__
+        if self._total == 0 or self._tally.verdict is not Verdict.PENDING:
             return self._settle()
         self._header = driver.header(
             self._state,
@@ -129,8 +142,7 @@ class SplitExecution:
             if self._gate is not None:
                 self._gate.close()
             # Also when a cancel or the run's timeout ends it: what was done is worth knowing.
-            total = self._submitted if self._total is None else self._total
-            self.result = self._records.collect(total, self._open)
+            self.result = self._collect()
             self._events.close()
         return self._settle()
 
@@ -146,6 +158,7 @@ class SplitExecution:
         while True:
             has_more = self._feed()
             if tally.verdict is not Verdict.PENDING:
+                self._events.tell()
                 return
             until = _clock.monotonic() if has_more else self._next_deadline()
             self._read(driver.mail(self._lane, until))
@@ -170,6 +183,7 @@ class SplitExecution:
                 self._events.started(event.calls)
             elif isinstance(event, Progressed):
                 self._driver.progress(self._state, event)
+        self._events.tell()
 
     def _next_deadline(self) -> float | None:
         due = self._back_off[0][0] if self._back_off else None
@@ -263,12 +277,12 @@ class SplitExecution:
             data = self._packed(index, item) if self._branches.is_map else None
             self._submitted += 1
             config = self._config(index)
-            if data is False:
+            if data is False or self._is_recorded(index, data):
                 continue
             if config.has_gate and self._gate is None:
                 self._gate = Turnstile(None, self._driver.wake)
-            self._open[index] = 1
-            return Call(index, 1, data, config.attempt_timeout, config.memory_limit, config.runs_alone)
+            attempt = self._open[index] = self._made.get(index, 0) + 1
+            return Call(index, attempt, data, config.attempt_timeout, config.memory_limit, config.runs_alone)
 
     def _packed(self, index: int, item: Any) -> Any:
         """Return the item's bytes; False when it cannot be packed, which has failed its branch."""
@@ -281,11 +295,41 @@ class SplitExecution:
             failure.__cause__ = error.__cause__
             self._fail(index, failure, None)
             return False
+        if type(item) in _NEVER_MAIN:
+            return data
         header = self._station.need_mains(data, self._header)
         if header is not self._header:
             self._header = header
             self._begin()
         return data
+
+    # -- an earlier life
+
+    def _replay(self) -> None:
+        """Accept what was accepted before, all of it before anything is run."""
+        accepted, self._made = self._driver.scribe.recorded(self._driver.store.segments)
+        for attempt in accepted:
+            index = attempt.branch
+            assert index is not None
+            value = self._driver.scribe.value_of(attempt)
+            self._recorded[index] = attempt.item
+            self._tally.offer(True)
+            if self._fold is not None:
+                self._fold.add(index, value)
+                value = None
+            if attempt.operations:
+                self._writes[index] = attempt.operations
+            result = branch_of(attempt, value)
+            self._records.add(result)
+            self._events.kept(result)
+
+    def _is_recorded(self, index: int, data: bytes | None) -> bool:
+        """Return whether a branch was accepted before; its item must be the one it had then."""
+        if index not in self._recorded:
+            return False
+        where = f"state {label(self._state)}, branch {index}"
+        check_item(self._recorded[index], data, where, self._driver.run_id)
+        return True
 
     # -- outcomes
 
@@ -315,6 +359,7 @@ class SplitExecution:
         return Where(self._state, event.call.branch, event.call.attempt, self._path)
 
     def _accept(self, index: int, value: Any, event: Finished) -> None:
+        self._driver.scribe.accept(event)
         self._tally.offer(True)
         del self._open[index]
         if self._fold is not None:
@@ -324,6 +369,7 @@ class SplitExecution:
             self._writes[index] = event.operations
         is_kept = self._records.wants(index, value)
         if not is_kept and not self._events.is_wanted:
+            self._events.finished(None)
             return
         result = BranchResult(
             index,
@@ -347,7 +393,8 @@ class SplitExecution:
         if not may_retry(config, error):
             self._fail(index, final_error(config, error), event)
             return
-        self._driver.emit("retry", state=self._state, branch=index, attempt=error.attempt, detail=error)
+        self._driver.scribe.fail(error, event, is_final=False)
+        self._events.retried(error)
         call = event.call
         self._open[index] = call.attempt + 1
         # A retried branch is likely to fail again: nothing should wait behind it.
@@ -356,6 +403,7 @@ class SplitExecution:
         heapq.heappush(self._back_off, (due, next(self._order), again))
 
     def _fail(self, index: int, error: TaskError, event: Finished | Lost | None) -> None:
+        self._driver.scribe.fail(error, event, is_final=True)
         status = status_of(error)
         result = BranchResult(index, status, None, error, error.attempt)
         if event is not None:
@@ -381,11 +429,18 @@ class SplitExecution:
         result = BranchResult(index, BranchStatus.CANCELLED, attempts=call.attempt, started_at=began, duration=ran)
         self._records.add(result)
         self._events.killed(result)
+        self.cut.append(result)
+
+    def _collect(self) -> SplitResult:
+        total = self._total
+        if total is None:
+            total = max(self._submitted, max(self._recorded, default=-1) + 1)
+        return self._records.collect(total, self._open)
 
     def _settle(self) -> SplitOutcome:
         result = self.result
         if result is None:
-            result = self.result = self._records.collect(0, {})
+            result = self.result = self._collect()
         if self._tally.verdict is Verdict.SATISFIED:
             return SplitOutcome(self._accepted_writes(result), None, self._is_timeout)
         return SplitOutcome([], self._join_error(result), self._is_timeout)

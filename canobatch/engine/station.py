@@ -167,11 +167,12 @@ class Station:
         shelf.share_mains(data)
         self._run = backend.share(worker.RUN, segments.place_if_large(data))
 
-    def lane(self, state: Any) -> LaneHandle:
-        """Return the lane of a state."""
-        if state not in self._lanes:
-            self._lanes[state] = self._backend.open_lane(self, self._deliver, (self._run_id, state), self._segments)
-        return self._lanes[state]
+    def lane(self, state: Any, part: str = "") -> LaneHandle:
+        """Return the lane of a state, or of a part of it that runs beside the rest."""
+        key = (state, part)
+        if key not in self._lanes:
+            self._lanes[key] = self._backend.open_lane(self, self._deliver, (self._run_id, state), self._segments)
+        return self._lanes[key]
 
     def header(
         self,

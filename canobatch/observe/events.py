@@ -31,6 +31,7 @@ class Event(NamedTuple):
     state_entered           it is in ``state``, exits included
     split_started           a split begins                                        how many branches, or None
     split_finished          it is settled, and its losers are dead                the `SplitResult`, or None
+    branch_kept             it was accepted before the run was resumed            its `BranchResult`
     branch_started          a branch was given to a worker
     branch_finished         it ended for good                                     its `BranchResult`
     branch_killed           its join, a cancel or a timeout of more than itself   its `BranchResult`

@@ -23,6 +23,7 @@ _LEVELS = {
     "circuit_open": logging.WARNING,
     "item_failed": logging.WARNING,
     "flow_skipped": logging.WARNING,
+    "branch_kept": logging.DEBUG,
     "branch_started": logging.DEBUG,
     "branch_finished": logging.DEBUG,
     "branch_killed": logging.DEBUG,
@@ -111,6 +112,8 @@ def _because(error: BaseException | None) -> str:
 def _of_branch(event: Event) -> str:
     result: BranchResult = event.detail
     after = "" if result.duration is None else f" after {result.duration:.2f} s"
+    if event.kind == "branch_kept":
+        return f"{_place(event)}kept as it was"
     if event.kind == "branch_killed":
         return f"{_place(event)}killed{after}"
     if result.status is BranchStatus.SUCCEEDED:
@@ -141,6 +144,7 @@ _SENTENCES: dict[str, Callable[[Event], str]] = {
     "split_finished": _of_split,
     "branch_started": lambda event: f"{_place(event)}started",
     "branch_finished": _of_branch,
+    "branch_kept": _of_branch,
     "branch_killed": _of_branch,
     "retry": lambda event: f"{_place(event)}attempt {event.attempt} failed, another follows{_because(event.error)}",
     "progress": _of_progress,

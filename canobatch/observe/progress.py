@@ -34,6 +34,7 @@ class SplitProgress:
         total: How many branches there are, None where that is not known.
         started: When it began, in seconds since the epoch.
         ended: When it ended, or None.
+        kept: Branches that were accepted before the run was resumed.
         running: Branches that workers have now, or that wait for another attempt.
         done: Branches that succeeded.
         failed: Branches that failed for good.
@@ -45,11 +46,17 @@ class SplitProgress:
     total: int | None
     started: float
     ended: float | None = None
+    kept: int = 0
     running: int = 0
     done: int = 0
     failed: int = 0
     killed: int = 0
     retried: int = 0
+
+    @property
+    def ended_branches(self) -> int:
+        """How many branches ended for good, in this life of the run or an earlier one."""
+        return self.kept + self.done + self.failed
 
     def rate(self, now: float) -> float | None:
         """Return how many branches a second came to their end so far; None before the first."""
@@ -62,12 +69,13 @@ class SplitProgress:
         rate = self.rate(now)
         if rate is None or self.total is None or self.ended is not None:
             return None
-        return max(0, self.total - self.done - self.failed - self.killed) / rate
+        return max(0, self.total - self.ended_branches - self.killed) / rate
 
     def text(self, now: float) -> str:
         """Return it in words."""
-        parts = [f"{self.done + self.failed}{'' if self.total is None else f'/{self.total}'}"]
-        parts += [f"{count} {word}" for word, count in (("failed", self.failed), ("killed", self.killed)) if count]
+        parts = [f"{self.ended_branches}{'' if self.total is None else f'/{self.total}'}"]
+        counts = {"kept": self.kept, "failed": self.failed, "killed": self.killed}
+        parts += [f"{count} {word}" for word, count in counts.items() if count]
         rate, left = self.rate(now), self.remaining(now)
         if rate is not None:
             parts.append(f"{rate:.1f}/s" if rate >= 1 else f"{rate * 60:.1f}/min")
@@ -123,6 +131,8 @@ class RunProgress:
     def _count(self, split: SplitProgress, event: Event, now: float) -> None:
         if event.kind == "branch_started":
             split.running += 1
+        elif event.kind == "branch_kept":
+            split.kept += 1
         elif event.kind == "branch_finished":
             split.running -= 1
             if event.detail.status is BranchStatus.SUCCEEDED:
@@ -260,8 +270,8 @@ class ProgressObserver:
             cells.append(Text(clock_text(now - run.started)))
             split = run.split
             if split is not None:
-                ended = split.done + split.failed
-                cells.append(ProgressBar(total=split.total, completed=ended, width=24, pulse=split.total is None))
+                total, ended = split.total, split.ended_branches
+                cells.append(ProgressBar(total=total, completed=ended, width=24, pulse=total is None))
                 cells.append(Text(split.text(now), style="red" if split.failed else ""))
             elif run.task is not None:
                 cells.append(Text(_task_text(run.task)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 import threading
 import weakref
 from collections import deque
@@ -16,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from canobatch import _clock, _procs, wire, worker
-from canobatch.broker import close_broker
+from canobatch.broker import release_broker, retain_broker
 from canobatch.effects import record_error
 from canobatch.errors import ConfigurationError, PayloadError, PoolClosedError, WorkerLostError
 from canobatch.packing import pack_definition
@@ -84,6 +85,9 @@ class WorkerPool:
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
         self._env = dict(env or {})
+        inherited, own = os.environ.get(_procs.TOKEN), secrets.token_hex(8)
+        #: Everything that this pool starts carries it in its environment, or an extension of it.
+        self.token = f"{inherited}.{own}" if inherited else own
         self._threads_per_worker = threads_per_worker
         self._max_tasks = max_tasks_per_worker
         self._setup = b"" if initializer is None else pack_definition(initializer, "the pool's initializer")
@@ -92,6 +96,8 @@ class WorkerPool:
         self._error: Exception | None = None
         self._keeper: KeeperClient | None = None
         self._has_greeted = False
+        #: Whether its workers may ask this process for what lives here.
+        self._has_broker = False
         self._supervisor: Supervisor | None = None
         self._fleet = Fleet(max_workers, spares, self._launch)
         self._lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
@@ -155,9 +161,9 @@ class WorkerPool:
             stopping = [Stopped(lane, lane.begun, True) for lane in self.stopping_lanes()]
             self._drop_everything()
         deliver(stopping)
-        if not any(pool.has_workers for pool in list(pools)):
-            # Nobody is left to ask for what lives here.
-            close_broker()
+        if self._has_broker:
+            self._has_broker = False
+            release_broker()
 
     def __enter__(self) -> Self:
         return self
@@ -369,10 +375,13 @@ class WorkerPool:
                 "a pool inside a worker of a nested pool is one level too deep; run the innermost tasks in the "
                 'parent (TaskConfig(where="parent")) or flatten the workflow'
             )
-        self._keeper = KeeperClient(self._env, self._fleet.max_workers or 0, self._threads_per_worker or 0)
+        self._keeper = KeeperClient(self.token, self._env, self._fleet.max_workers or 0, self._threads_per_worker or 0)
         self._supervisor = Supervisor(self, self._keeper)
         self._fleet.is_open = True
         self._supervisor.start()
+        if not self._has_broker:
+            self._has_broker = True
+            retain_broker()
 
     def _launch(self, handle: WorkerHandle) -> None:
         """Have the keeper start a worker."""
@@ -404,13 +413,9 @@ class WorkerPool:
         """Whether calls can be submitted: it is open and this process's own."""
         return not self._is_closed and self._pid == os.getpid() and self._error is None
 
-    @property
-    def has_workers(self) -> bool:
-        """Whether it has been started and not closed."""
-        return self._keeper is not None and not self._is_closed
-
     def forget_in_child(self) -> None:
         """In a forked child: leave the processes alone, and their channels to the parent."""
+        self._has_broker = False
         keeper, self._keeper = self._keeper, None
         supervisor, self._supervisor = self._supervisor, None
         self.lock = threading.RLock()

@@ -13,7 +13,7 @@ from canobatch.task import TaskStore
 from canobatch.view import Draft, KeyValues
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from canobatch.effects import Entry, Operation
     from canobatch.segments import Segments
@@ -31,8 +31,17 @@ class Store(TaskStore, Protocol):
     def snapshot(self) -> Snapshot:
         """Return the present version; it never changes."""
 
-    def commit(self, writes: Sequence[tuple[str, Sequence[Operation]]]) -> None:
+    def commit(
+        self,
+        writes: Sequence[tuple[str, Sequence[Operation]]],
+        keep: Callable[[bool, Mapping[str, Entry | None]], None] | None = None,
+    ) -> None:
         """Apply all operations, writer by writer, or none.
+
+        Args:
+            writes: Who writes, and what.
+            keep: Called before anything is visible, with whether the store loses all first, and each key that
+                changes with its new entry (None: removed). What it raises is raised, and nothing has changed.
 
         Raises:
             CommitError: An operation cannot be applied; it names the writer and the key.
@@ -70,7 +79,11 @@ class IndexedStore(KeyValues):
                 self._snapshot = Snapshot((self._name, self._version), self._layers, tuple(self._large.values()))
             return self._snapshot
 
-    def commit(self, writes: Sequence[tuple[str, Sequence[Operation]]]) -> None:
+    def commit(
+        self,
+        writes: Sequence[tuple[str, Sequence[Operation]]],
+        keep: Callable[[bool, Mapping[str, Entry | None]], None] | None = None,
+    ) -> None:
         """Apply all operations, writer by writer, or none; see `Store`."""
         with self._lock:
             draft = Draft(self._entries, self._place)
@@ -79,9 +92,11 @@ class IndexedStore(KeyValues):
                     for operation in operations:
                         draft.settle(operation)
                         draft.apply(operation)
-                draft.changes()
+                is_cleared, changes = draft.changes()
             except Exception as error:
                 raise self._blame(writes) from error
+            if keep is not None:
+                keep(is_cleared, changes)
             self._replace(draft)
 
     def _blame(self, writes: Sequence[tuple[str, Sequence[Operation]]]) -> CommitError:

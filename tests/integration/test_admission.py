@@ -34,6 +34,8 @@ from canobatch.errors import (
     WorkerLostError,
     WorkflowTimeoutError,
 )
+from canobatch.journal import SqliteJournal
+from canobatch.models import More, Pending, PollTask, Ready, SteppedTask
 from tests.support.branches import FOREVER, Act, await_marks, mark, marks, ran, split_of, statuses
 from tests.support.tasks import assert_works, square
 from tests.support.watch import await_that
@@ -520,3 +522,81 @@ def test_what_waits_for_a_bulkhead_held_elsewhere_goes_on_when_it_is_left():
         assert_works(pool)
         held.release()
         assert run.wait(60) == "joined"
+
+
+# ---------------------------------------------------------------- models
+
+
+class Steps(SteppedTask):
+    """Fails at its third step."""
+
+    def __init__(self, config):
+        self.config = config
+        self.taken = []
+
+    def step(self, ctx, cursor):
+        self.taken.append(cursor)
+        if cursor == 2:
+            raise OSError
+        return More((cursor or 0) + 1)
+
+
+def test_each_step_of_a_model_asks_the_breaker():
+    """What fails counts, and when the breaker opens no further attempt of the step is made."""
+    task = Steps(TaskConfig(circuit_breaker=CircuitBreaker(2, NEVER), retry=Retry.fixed(5, 0.0)))
+    with pytest.raises(CircuitOpenError) as caught:
+        Workflow("w").register("s", task).add_exit_state("end").orchestrate("s")
+    assert task.taken == [None, 1, 2, 2]
+    assert caught.value.attempt == 2
+
+
+class Polls(PollTask):
+    """Ready at the third time."""
+
+    def __init__(self, config):
+        self.config = config
+        self.polls = []
+
+    def poll(self, ctx):
+        self.polls.append(time.monotonic())
+        return Ready("end") if len(self.polls) == 3 else Pending(0.0)
+
+
+def test_each_poll_of_a_model_waits_for_the_limiter():
+    """Polls come no faster than the limiter lets them."""
+    task = Polls(TaskConfig(rate_limiter=RateLimiter(1, per=0.05)))
+    started = time.monotonic()
+    assert Workflow("w").register("s", task).add_exit_state("end").orchestrate("s") == "end"
+    assert task.polls[2] - started >= 0.1 - 0.001
+
+
+# ---------------------------------------------------------------- resume
+
+
+def fails_while_marked(ctx, item):
+    if Path(item, "broken").exists() and ctx.branch == 2:
+        raise OSError
+    return ctx.branch
+
+
+def test_what_was_recorded_asks_nobody_again(tmp_path):
+    """A resumed split pays for the branch that is run again, not for those that are kept."""
+    window = WindowedRateLimiter(100, NEVER)
+    flow = Workflow("w", journal=SqliteJournal(tmp_path / "journal")).register_map(
+        "s",
+        fails_while_marked,
+        [str(tmp_path)] * 4,
+        JoinConfig(JoinStrategy.all(), "end", into="v"),
+        config=TaskConfig(rate_limiter=window),
+    )
+    mark(tmp_path, "broken")
+    with WorkerPool(2) as pool:
+        run = flow.add_exit_state("end").start("s", pool=pool)
+        with pytest.raises(JoinError):
+            run.wait(60)
+        assert window.used == 4
+        Path(tmp_path, "broken").unlink()
+        resumed = flow.start_resume(run.id, pool=pool)
+        assert resumed.wait(60) == "end"
+    assert resumed.store.get("v") == [0, 1, 2, 3]
+    assert window.used == 5

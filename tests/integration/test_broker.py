@@ -26,7 +26,7 @@ from canobatch import (
     WorkerPool,
     Workflow,
 )
-from canobatch.broker import close_broker
+from canobatch.broker import release_broker
 from canobatch.errors import CircuitOpenError, ConfigurationError, JoinError, RateLimitedError, ResourceError
 from tests.support.branches import FOREVER, await_marks, mark
 from tests.support.tasks import assert_works
@@ -371,6 +371,21 @@ def test_the_broker_ends_with_the_last_pool_and_comes_again():
         assert threading.active_count() == before
 
 
+def test_a_pool_that_starts_finds_the_broker_of_what_was_made_before():
+    """A handle made while another pool was the only one works after that pool's end, in one that starts then."""
+    counter = Counter()
+    with WorkerPool(1) as pool:
+        pool.warm_up()
+        flow = over(lambda ctx, item: counter.add(), range(3))
+        handle = pickle.dumps(counter)
+    join = JoinConfig(JoinStrategy.all(), "end", into="v")
+    late = Workflow("late").register_map("s", lambda ctx, item: pickle.loads(item).add(), [handle] * 3, join)
+    with WorkerPool(1) as pool:
+        run = late.add_exit_state("end").start("s", pool=pool)
+        assert run.wait(60) == "end"
+        assert max(values(flow, pool)) == 6
+
+
 def test_a_launcher_without_brokered_things_has_no_broker():
     """The thread is started when first needed."""
     with WorkerPool(1) as pool:
@@ -384,17 +399,17 @@ def test_what_was_sent_home_is_the_thing_itself():
     handle = pickle.dumps(places)
     try:
         assert pickle.loads(handle) is places
-        close_broker()
+        release_broker()
         assert pickle.loads(handle) is places
     finally:
-        close_broker()
+        release_broker()
 
 
 def test_a_handle_whose_home_has_ended_is_an_error():
     """Not a hang: a ResourceError that says what to do."""
     places = Semaphore(1)
     handle = pickle.dumps(places)
-    close_broker()
+    release_broker()
     program = (
         f"import pickle; places = pickle.loads({handle!r})\n"
         "try: places.acquire()\n"
@@ -423,7 +438,7 @@ def test_a_fork_of_the_launcher_has_copies_of_its_own():
         assert pickle.loads(pickle.dumps(places)) is places
         held.release()
     finally:
-        close_broker()
+        release_broker()
 
 
 LAUNCHER = """

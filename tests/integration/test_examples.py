@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 from ast import literal_eval
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.conftest import RunScript
+    from tests.conftest import RunScript, StartScript
 
 RunExample = Callable[..., subprocess.CompletedProcess[str]]
 OutputOf = Callable[..., str]
@@ -115,6 +116,99 @@ def test_queue_consumer(output_of: OutputOf) -> None:
     assert summary == "consumed 25 items in 4 batches"
 
 
+def test_crash_and_resume(output_of: OutputOf) -> None:
+    """A run that was killed at half of 60 branches keeps at least that half, and does the rest."""
+    first, second, _, last = output_of("crash_and_resume.py").splitlines()
+    assert first == "the first process ended with SIGKILL"
+    assert second.startswith("run demo is interrupted; recorded: ")
+    words = last.split()
+    assert words[:3] == ["resumed", "to", "DONE:"]
+    kept, done, again = int(words[3]), int(words[6]), int(words[8])
+    assert kept >= 30
+    assert kept + done == 60
+    assert again <= done
+
+
+def test_scheduled_etl(output_of: OutputOf) -> None:
+    """Three runs of the pipeline, by a clock that is quick, load twelve orders each; the nightly one is known."""
+    nightly, demo, other, summary = output_of("scheduled_etl.py", "--interval", "0.2").splitlines()
+    assert nightly.count(":30 UTC") == 2
+    runs = int(demo.removeprefix("demo: completed, ").removesuffix(" runs"))
+    assert runs >= 3
+    assert other == "nightly: idle, 0 runs"
+    assert summary.startswith(f"{runs} runs loaded {12 * runs} orders worth ")
+
+
+def test_scheduled_etl_served(start_script: StartScript) -> None:
+    """With --serve it goes on until SIGTERM, and then comes to its end."""
+    script = start_script(EXAMPLES / "scheduled_etl.py", "--serve", "--interval", "0.2")
+    script.wait_for("serving 2 flows")
+    script.process.send_signal(signal.SIGTERM)
+    assert script.process.wait(60) == 0
+    assert "orders worth" in last_line(script.stdout)
+    assert script.survivors(within=3.0) == {}
+
+
+def test_circuit_breaker(output_of: OutputOf) -> None:
+    """Five calls fail, those after the fourth in a row are spared the service, and a trial finds it well again."""
+    *answers, before, last, summary = output_of("circuit_breaker.py").splitlines()
+    assert before == "from the cache:   20.2 (breaker open)"
+    assert last == "from the service: 20.8 (breaker closed)"
+    words = "8 calls for {} requests: 5 failed, the last one succeeded and left the breaker closed"
+    assert summary == words.format(len(answers) + 2)
+
+
+def test_rate_limited(output_of: OutputOf) -> None:
+    """33 calls, eight at once and then forty a second, take 0.6 s at least; everything that was taken came back."""
+    left, summary = output_of("rate_limited.py").splitlines()
+    assert left == "left for this hour: 967 calls, 9901 words; free: 2"
+    took = float(summary.split()[-7])
+    assert summary == f"30 answers by 33 calls in {took:.2f} s, 3 of them made again"
+    assert took >= 0.6
+
+
+def test_worker_resources(output_of: OutputOf) -> None:
+    """Three runs, and each worker has made its table once."""
+    *workers, primes, summary = output_of("worker_resources.py").splitlines()
+    assert 1 <= len(workers) <= 2
+    assert primes == "primes up to 10000: 1229, up to 290000: 25224"
+    assert summary == "87 lookups in 3 runs; tables made by each worker: 1"
+
+
+def test_processing_models(output_of: OutputOf) -> None:
+    """The tour goes through a state of each model, in their order."""
+    output = output_of("processing_models.py")
+    assert output.startswith("path: WAIT SETTLE PICK PARSE COMPARE PAGES FEED PUBLISH DONE\n")
+    assert "refused readings: [40, 41]" in output
+    assert last_line(output) == "DONE after 8 states"
+
+
+def test_saga_payment(output_of: OutputOf) -> None:
+    """Each order ends as it should, and the books say what is in effect."""
+    assert output_of("saga_payment.py").splitlines() == [
+        "lamp: done; the books say: charged, reserved, shipped",
+        "chair: undone: there is no address to ship to; the books say: refunded, released",
+        "table: failed and not undone: the bank takes back no 199.00; the books say: charged, released",
+        "1 shipped, 1 undone, 1 to be seen to by hand",
+    ]
+
+
+def test_on_request(output_of: OutputOf) -> None:
+    """Each request is a run with a store of its own; its exit state is the answer's status."""
+    hello, blank, _, summary = output_of("on_request.py").splitlines()
+    assert hello == """'Hello World From Cano': 200 {"words": 4, "upper": "HELLO WORLD FROM CANO"}"""
+    assert blank == """'   ': 400 {"error": "the text is blank"}"""
+    assert summary == "22 requests: 21 answered, 1 refused"
+
+
+def test_etl_pipeline(output_of: OutputOf) -> None:
+    """What is loaded is what was made, to the cent, in as many blocks as there are."""
+    *months, summary = output_of("etl_pipeline.py", 25_000).splitlines()
+    assert len(months) == 12
+    assert summary.startswith("25000 orders in 3 blocks: ")
+    assert summary.endswith("EUR, as expected")
+
+
 # ---------------------------------------------------------------- ad exchange
 
 
@@ -192,6 +286,11 @@ def test_made_books_give_the_same_report_twice(books_report: Callable[..., Repor
         f"12 books in 3 batches: {first['statistics']['total_words']} words, "
         f"{first['statistics']['total_unique_prepositions']} of 35 prepositions"
     )
+
+
+def test_books_analysed_by_flows_give_the_same_report(books_report: Callable[..., Report]) -> None:
+    """Each batch as a manual flow of one scheduler, triggered, awaited and reduced: nothing else comes out."""
+    assert books_report("--scheduled") == books_report()
 
 
 def test_rankings_break_ties_by_title(books_report: Callable[..., Report]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 import canobatch.errors as e
@@ -18,9 +20,11 @@ FACTS = {"state": "S", "branch": 3, "attempt": 2, "path": ["A", "S"], "traceback
         (e.MemoryLimitError, MemoryError),
         (e.PayloadError, TypeError),
         (e.StoreKeyError, KeyError),
+        (e.ResourceLookupError, LookupError),
         (e.StoreTypeError, TypeError),
         (e.StoreFullError, MemoryError),
         (e.PoolClosedError, RuntimeError),
+        (e.UnknownFlowError, KeyError),
     ],
 )
 def test_the_builtin_a_caller_would_catch_is_mixed_in(cls, builtin):
@@ -37,7 +41,10 @@ def test_the_builtin_a_caller_would_catch_is_mixed_in(cls, builtin):
             e.TaskError,
             [e.TaskTimeoutError, e.MemoryLimitError, e.WorkerLostError, e.PayloadError, e.RetryExhaustedError],
         ),
+        (e.TaskError, [e.CircuitOpenError]),
+        (e.ResourceError, [e.ResourceLookupError]),
         (e.StoreError, [e.StoreKeyError, e.StoreTypeError, e.StoreFullError, e.CommitError]),
+        (e.SchedulerError, [e.UnknownFlowError, e.FlowOverlapError, e.FlowPausedError, e.FlowTrippedError]),
     ],
 )
 def test_errors_come_in_families(family, members):
@@ -88,3 +95,20 @@ def test_facts_of_the_other_errors():
     assert e.JoinError("t", state="S", result=[1]).result == [1]
     assert e.ConfigurationError("one").problems == ("one",)
     assert e.ConfigurationError("two", ["a", "b"]).problems == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("error", "retry_after", "text"),
+    [
+        (e.RateLimitedError("429", retry_after=2.5), 2.5, "429"),
+        (e.RateLimitedError(2.5), 2.5, "too many calls; try again in 2.5 s"),
+        (e.RateLimitedError(retry_after=3), 3, "too many calls; try again in 3 s"),
+        (e.RateLimitedError(), None, "too many calls"),
+        (e.CircuitOpenError("open", retry_after=4.0), 4.0, "open"),
+    ],
+)
+def test_errors_that_say_when_to_come_again(error, retry_after, text):
+    """The seconds are an attribute; they survive pickling, as does the text."""
+    for each in (error, pickle.loads(pickle.dumps(error))):
+        assert (each.retry_after, str(each)) == (retry_after, text)
+    assert e.ResourceError("t", key="db").key == "db"

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-PARENT_SIDE = {"canobatch.engine", "canobatch.pool", "canobatch.store", "canobatch.workflow"}
+PARENT_SIDE = {"canobatch.engine", "canobatch.journal", "canobatch.pool", "canobatch.store", "canobatch.workflow"}
 
 
 def _lint(directory):
@@ -42,6 +42,8 @@ def test_the_contracts_hold():
         ("Each of these packages has one door", "task.py", "import psutil"),
         ("Each of these packages has one door", "pool/__init__.py", "from loky import cpu_count"),
         ("Each of these packages has one door", "engine/__init__.py", "import sqlite3"),
+        ("Each of these packages has one door", "journal/sqlite.py", "import sqlite3"),
+        ("Modules import downwards only", "journal/base.py", "import canobatch.store"),
     ],
 )
 def test_a_violation_is_found(contract, path, line, tmp_path):
@@ -58,7 +60,7 @@ def test_a_violation_is_found(contract, path, line, tmp_path):
 @pytest.mark.parametrize(
     ("module", "strangers"),
     [
-        ("worker", {*PARENT_SIDE, "click", "loky", "psutil"}),
+        ("worker", {*PARENT_SIDE, "click", "loky", "psutil", "sqlite3"}),
         ("keeper", {*PARENT_SIDE, "click"}),  # loky itself imports psutil
     ],
 )

@@ -1,0 +1,187 @@
+"""A damaged file is an error or a true state of the run, never a wrong one."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+from itertools import pairwise
+
+import pytest
+
+from canobatch.errors import JournalError
+from canobatch.journal import RunStatus, SqliteJournal
+from tests.support.runs import VISITS, essence, new_run, story, take_over, truths
+
+
+def copy(source, target):
+    """Copy a home by another process: to close a database's file here would drop this process's locks on it."""
+    shutil.rmtree(target, ignore_errors=True)
+    subprocess.run(["cp", "-r", source, target], check=True)
+
+
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory):
+    """Homes of one run each: its owner killed early, late, and after closing it; and ended."""
+    places = {}
+    for name, steps in (("early", 4), ("late", 99), ("closed", 99), ("ended", 99)):
+        home = tmp_path_factory.mktemp(name)
+        journal = SqliteJournal(home / "live")
+        run = journal.begin(new_run())
+        for _ in zip(range(steps), story(run), strict=False):
+            pass
+        if name == "closed":
+            run.close()
+        elif name == "ended":
+            run.end(RunStatus.FAILED, state="SHIP", is_resumable=True)
+        copy(home / "live", home / "dead")
+        run.close()
+        places[name] = home / "dead"
+    return places
+
+
+def named(error, path):
+    """Return "error" if it names a file of ``path``."""
+    assert str(path) in str(error)
+    return "error"
+
+
+def look(home, known):
+    """Take the run of ``home`` over; return "error" or "truth", or fail."""
+    journal = SqliteJournal(home)
+    try:
+        history = journal.run("r")
+    except JournalError:
+        history = None
+    try:
+        run, recovered = take_over(journal)
+    except JournalError as error:
+        return named(error, home)
+    try:
+        attempts = [list(run.attempts(visit)) for visit in VISITS]
+    except JournalError as error:
+        # A value's file: looked at when the value is.
+        return named(error, home)
+    finally:
+        run.close()
+    found = essence(recovered)
+    found.update(status=RunStatus.INTERRUPTED, state=None)
+    assert (found, attempts) in known
+    if history is not None:
+        assert len(history.visits) == len(recovered.visits)
+    return "truth"
+
+
+def files_of(home):
+    """Return the run's files, but for what is made anew from the others."""
+    return sorted(path for path in (home / "runs").rglob("*") if path.is_file() and not path.name.endswith("-shm"))
+
+
+@pytest.mark.parametrize("place", ["early", "late", "closed", "ended"])
+def test_an_undamaged_copy_is_a_truth(place, homes, tmp_path):
+    """What a killed owner left is found as it was."""
+    copy(homes[place], tmp_path / "home")
+    assert look(tmp_path / "home", truths()[-1:] if place != "early" else truths()) == "truth"
+
+
+@pytest.mark.parametrize("place", ["early", "late", "closed", "ended"])
+@pytest.mark.parametrize("seed", range(3))
+def test_flipped_bytes_are_found(place, seed, homes, tmp_path):
+    """One byte changed anywhere: an error that names the file, or a state the run was in."""
+    chance, known = random.Random(f"{place} {seed}"), truths()
+    answers = []
+    for _ in range(25):
+        copy(homes[place], tmp_path / "home")
+        files = files_of(tmp_path / "home")
+        path = chance.choice([one for one in files if one.parent.name != "values"] + files[:1])
+        data = bytearray(path.read_bytes())
+        # Most of a page is empty: half of the flips go to bytes that are not 0.
+        position = chance.randrange(len(data))
+        used = [at for at in range(position, len(data)) if data[at]]
+        if chance.random() < 0.7 and used:
+            position = used[0]
+        data[position] ^= 1 << chance.randrange(8)
+        path.write_bytes(data)
+        answers.append(look(tmp_path / "home", known))
+    assert "error" in answers or place == "early"
+
+
+@pytest.mark.parametrize("place", ["early", "late", "closed", "ended"])
+def test_truncated_files_are_found(place, homes, tmp_path):
+    """A file cut at any place: an error, or a state the run was in."""
+    chance, known = random.Random(place), truths()
+    for _ in range(25):
+        copy(homes[place], tmp_path / "home")
+        path = chance.choice(files_of(tmp_path / "home"))
+        with path.open("r+b") as file:
+            file.truncate(chance.choice([0, 1, 100, chance.randrange(path.stat().st_size)]))
+        look(tmp_path / "home", known)
+
+
+def test_a_page_of_another_time_is_found(homes, tmp_path):
+    """A page that is whole but stale, as a lost write leaves it, is no answer."""
+    copy(homes["closed"], tmp_path / "home")
+    (path,) = [one for one in files_of(tmp_path / "home") if one.name == "run.db"]
+    whole, known = path.read_bytes(), truths()
+    pages = range(0, len(whole) + 1, 4096)
+    for start, end in pairwise(pages):
+        copy(homes["closed"], tmp_path / "home")
+        path.write_bytes(whole[:start] + bytes(4096) + whole[end:])
+        look(tmp_path / "home", known)
+
+
+def test_a_value_s_file_is_checked(homes, tmp_path):
+    """A large value that was changed, cut or lost is an error that names its file."""
+    for damage in (lambda path: path.write_bytes(b"x" + path.read_bytes()[1:]), lambda path: path.unlink()):
+        copy(homes["closed"], tmp_path / "home")
+        for path in (tmp_path / "home" / "runs" / "r" / "values").iterdir():
+            damage(path)
+        assert look(tmp_path / "home", truths()) == "error"
+
+
+def test_damage_of_one_run_hides_no_other(homes, tmp_path):
+    """A run that cannot be read is listed as damaged, beside the others."""
+    copy(homes["closed"], tmp_path / "home")
+    (tmp_path / "home" / "runs" / "r" / "run.db").write_bytes(b"not a database at all" * 1000)
+    journal = SqliteJournal(tmp_path / "home")
+    journal.begin(new_run("other")).close()
+    assert [(run.run_id, run.status) for run in journal.runs()] == [
+        ("other", RunStatus.INTERRUPTED),
+        ("r", RunStatus.DAMAGED),
+    ]
+    with pytest.raises(JournalError) as caught:
+        journal.begin(new_run())
+    assert caught.value.reason == "corrupt"
+    assert (tmp_path / "home" / "runs" / "r" / "run.db").read_bytes().startswith(b"not a database")
+
+
+def test_an_emptied_database_is_not_overwritten(homes, tmp_path):
+    """A run whose database lost everything cannot be begun anew over its values."""
+    copy(homes["closed"], tmp_path / "home")
+    (tmp_path / "home" / "runs" / "r" / "run.db").write_bytes(b"")
+    with pytest.raises(JournalError, match="lost all that it held"):
+        SqliteJournal(tmp_path / "home").begin(new_run())
+    assert list((tmp_path / "home" / "runs" / "r" / "values").iterdir())
+
+
+def test_flips_in_the_index_are_found(homes, tmp_path):
+    """A list of runs from a damaged index is an error, or right."""
+    chance = random.Random(5)
+    copy(homes["ended"], tmp_path / "whole")
+    journal = SqliteJournal(tmp_path / "whole")
+    for index in range(3):
+        journal.begin(new_run(f"r{index}")).end(RunStatus.COMPLETED)
+    right = SqliteJournal(tmp_path / "whole").runs()
+    for _ in range(60):
+        copy(tmp_path / "whole", tmp_path / "home")
+        path = tmp_path / "home" / "home.db"
+        data = bytearray(path.read_bytes())
+        used = [at for at in range(len(data)) if data[at]]
+        data[chance.choice(used)] ^= 1 << chance.randrange(8)
+        path.write_bytes(data)
+        try:
+            found = SqliteJournal(tmp_path / "home").runs()
+        except JournalError as error:
+            named(error, path)
+        else:
+            assert found == right

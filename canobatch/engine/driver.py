@@ -383,7 +383,8 @@ class Driver:
         timeout = max(0.0, min(limits) - _clock.monotonic()) if limits else None
         events = []
         try:
-            events += self._mail.get(timeout=timeout) or ()
+            first = _clock.receive(self._mail, timeout)
+            events += first or ()
             while True:
                 events += self._mail.get_nowait() or ()
         except queue.Empty:

@@ -167,6 +167,7 @@ class SplitExecution:
                 self._read(driver.mail(self._lane, self._deadline))
                 self._is_timeout = tally.verdict is Verdict.PENDING
                 tally.expire()
+            if tally.verdict is not Verdict.PENDING:
                 return
 
     def _read(self, events: Sequence[Event]) -> None:

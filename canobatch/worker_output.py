@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
-import warnings
 from contextlib import suppress
 from typing import Any
 
 from canobatch.output import OutputFile
+
+_log = logging.getLogger(__name__)
 
 
 class Capture:
@@ -24,15 +26,14 @@ class Capture:
 
     def turn_to(self, directory: str, visit: int, state: str) -> None:
         """What calls print from now on goes to a file in ``directory``."""
-        if self._file is None or self._file.directory != directory or self._file.is_gone:
-            self.turn_back()
-            try:
+        try:
+            if self._file is None or self._file.directory != directory or self._file.is_gone:
+                self.turn_back()
                 self._file = OutputFile(directory, self._name)
-            except OSError as error:
-                warnings.warn(f"output is not kept: {error}", RuntimeWarning, stacklevel=2)
-                return
-            self._before = os.dup(1), os.dup(2)
-        self._file.visit(visit, state)
+                self._before = os.dup(1), os.dup(2)
+            self._file.visit(visit, state)
+        except OSError as error:
+            self._give_up(error)
 
     def turn_back(self) -> None:
         """What calls print goes where it went before."""
@@ -63,10 +64,13 @@ class Capture:
         try:
             return self._file.end()
         except OSError as error:
-            # A full disk, say: the outcome counts all the same.
-            self.turn_back()
-            warnings.warn(f"output is not kept: {error}", RuntimeWarning, stacklevel=2)
+            self._give_up(error)
             return None
+
+    def _give_up(self, error: OSError) -> None:
+        """A full disk, say: what tasks do counts all the same."""
+        self.turn_back()
+        _log.warning("what tasks print in worker %s is not kept: %s", self._name, error)
 
 
 class _Stdio:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import click
 
 from canobatch.cli import text
@@ -28,7 +30,9 @@ def gc_command(ctx: click.Context, older_than: float, keep: int | None) -> None:
 
     Runs that can still be resumed because their process died are never removed.
     """
-    removed = Home(home_of(ctx)).journal.prune(older_than=older_than, keep=keep)
+    home = Home(home_of(ctx))
+    removed = home.journal.prune(older_than=older_than, keep=keep)
     for run_id in removed:
+        shutil.rmtree(home.output(run_id), ignore_errors=True)
         click.echo(run_id)
     say(f"{text.plural(len(removed), 'run')} removed")

@@ -4,7 +4,7 @@
 
     runs/<run>/run.db         the journal's
     runs/<run>/launch.json    what it takes to go on with it: the target, where, with which settings
-    runs/<run>/output/        what its tasks printed
+    output/<run>/             what its tasks printed
     wake/run-<run>            a FIFO: a byte in it cancels the run; gone once it is heard
 """
 
@@ -55,7 +55,7 @@ class Home:
 
     def output(self, run_id: str) -> Path:
         """Return where it is kept what the tasks of a run print."""
-        return self.run(run_id) / "output"
+        return self.directory / "output" / name_of(run_id)
 
     def bell(self, run_id: str) -> Path:
         """Return the FIFO by which a run is cancelled."""

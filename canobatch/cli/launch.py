@@ -211,6 +211,11 @@ class Settings:
         if self.home is not None and workflow.journal is None:
             workflow.with_journal(self.home.journal)
 
+    def limits(self, run_id: str) -> dict[str, Any]:
+        """Return what is said of every run that is launched; what its tasks print is kept where it is remembered."""
+        output = None if self.home is None else self.home.output(run_id)
+        return {"where": "worker", "timeout": self.timeout, "output": output}
+
 
 def launch(workflow: Workflow, state: Any, params: Any, data: IO[str], settings: Settings) -> None:
     """Run a workflow from a state and report it to ``data``.
@@ -222,9 +227,8 @@ def launch(workflow: Workflow, state: Any, params: Any, data: IO[str], settings:
     run_id = new_run_id()
 
     def start(token: CancelToken, pool: WorkerPool, observers: Sequence[Observer]) -> Run:
-        limits: dict[str, Any] = {"where": "worker", "timeout": settings.timeout}
         return workflow.start(
-            state, pool=pool, run_id=run_id, params=params, cancel=token, observers=observers, **limits
+            state, pool=pool, run_id=run_id, params=params, cancel=token, observers=observers, **settings.limits(run_id)
         )
 
     run_to_end(workflow.name, start, data, settings)
@@ -235,8 +239,7 @@ def relaunch(workflow: Workflow, run_id: str, data: IO[str], settings: Settings)
     settings.prepare(workflow)
 
     def start(token: CancelToken, pool: WorkerPool, observers: Sequence[Observer]) -> Run:
-        limits: dict[str, Any] = {"where": "worker", "timeout": settings.timeout}
-        return workflow.start_resume(run_id, pool=pool, cancel=token, observers=observers, **limits)
+        return workflow.start_resume(run_id, pool=pool, cancel=token, observers=observers, **settings.limits(run_id))
 
     run_to_end(workflow.name, start, data, settings)
 

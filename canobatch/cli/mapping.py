@@ -255,6 +255,7 @@ def _run(
     from canobatch.cli.items import Failures  # noqa: PLC0415
     from canobatch.cli.launch import follow  # noqa: PLC0415
     from canobatch.pool import WorkerPool  # noqa: PLC0415
+    from canobatch.workflow import new_run_id  # noqa: PLC0415
 
     failures = Failures(items)
 
@@ -268,9 +269,11 @@ def _run(
 
         def start(observers: Sequence[Observer]) -> Run:
             watching = (failures, *observers)
+            run_id = again or new_run_id()
+            limits = settings.limits(run_id)
             if again is not None:
-                return workflow.start_resume(again, pool=pool, cancel=token, observers=watching)
-            return workflow.start(_MAP, pool=pool, cancel=token, observers=watching)
+                return workflow.start_resume(run_id, pool=pool, cancel=token, observers=watching, **limits)
+            return workflow.start(_MAP, run_id=run_id, pool=pool, cancel=token, observers=watching, **limits)
 
         return follow(
             start,

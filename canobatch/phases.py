@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from canobatch.effects import describe_error, dumps, loads
-from canobatch.errors import CompensationError, PayloadError
+from canobatch.errors import CompensationError, PayloadError, TaskError
 from canobatch.models import CompensatableTask, Model, perform
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ def _do(model: CompensatableTask, ctx: TaskContext) -> Deed | None:
             perform(model, "compensate", ctx, (output,))
         except BaseException as own:  # noqa: BLE001 - its author's code
             text = f"{refusal}; compensating at once failed: {describe_error(own)}"
-            raise CompensationError(text, errors=[own], original=refusal) from refusal
+            failure = TaskError(f"compensating at once: {describe_error(own)}", state=ctx.state, attempt=ctx.attempt)
+            failure.__cause__ = own
+            raise CompensationError(text, errors=[failure], original=refusal) from refusal
         raise PayloadError(f"{refusal}; it was compensated at once") from error
 
 

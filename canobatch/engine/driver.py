@@ -123,6 +123,7 @@ class Driver:
         self.emit("run_resumed" if self.scribe.is_resumed else "run_started")
         try:
             with self.resources.held(), self._saga.rolled_back():
+                self._saga.restore()
                 state = self._walk()
             self.scribe.end(state, None, is_kept=True)
         except BaseException as error:
@@ -153,6 +154,9 @@ class Driver:
             self.path.append(state)
             self.scribe.enter(state)
             self.emit("state_entered", state=state)
+            failure = self.scribe.failure()
+            if failure is not None:
+                raise failure
             # An exit before a cancel: a run that is through is not undone by a late one.
             if state in definition.exits:
                 return state
@@ -272,6 +276,7 @@ class Driver:
         """Return this run's side of the pool, made when first needed."""
         if self._station is None:
             backend = self._backend()
+            self.scribe.own(getattr(backend, "token", ""))
             self._station = Station(
                 backend, self._shelf(backend), self.run_id, self.params, self._mail.put, self.store.segments
             )

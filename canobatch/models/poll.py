@@ -23,7 +23,7 @@ class Ready:
     state: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Pending:
     """Not yet: poll again in ``delay`` seconds (or a `timedelta`); 0 means at once.
 
@@ -33,11 +33,11 @@ class Pending:
 
     delay: float
 
-    def __post_init__(self) -> None:
-        if isinstance(self.delay, timedelta):
-            object.__setattr__(self, "delay", as_seconds(self.delay))
-        if not isinstance(self.delay, int | float) or not 0 <= self.delay < math.inf:
-            raise ConfigurationError(f"Pending: delay must be at least 0 seconds, got {self.delay!r}")
+    def __init__(self, delay: float | timedelta) -> None:
+        seconds = as_seconds(delay) if isinstance(delay, timedelta) else delay
+        if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+            raise ConfigurationError(f"Pending: delay must be at least 0 seconds, got {delay!r}")
+        object.__setattr__(self, "delay", seconds)
 
 
 class PollTask(Driven):

@@ -116,6 +116,19 @@ def test_queue_consumer(output_of: OutputOf) -> None:
     assert summary == "consumed 25 items in 4 batches"
 
 
+def test_crash_and_resume(output_of: OutputOf) -> None:
+    """A run that was killed at half of 60 branches keeps at least that half, and does the rest."""
+    first, second, _, last = output_of("crash_and_resume.py").splitlines()
+    assert first == "the first process ended with SIGKILL"
+    assert second.startswith("run demo is interrupted; recorded: ")
+    words = last.split()
+    assert words[:3] == ["resumed", "to", "DONE:"]
+    kept, done, again = int(words[3]), int(words[6]), int(words[8])
+    assert kept >= 30
+    assert kept + done == 60
+    assert again <= done
+
+
 def test_scheduled_etl(output_of: OutputOf) -> None:
     """Three runs of the pipeline, by a clock that is quick, load twelve orders each; the nightly one is known."""
     nightly, demo, other, summary = output_of("scheduled_etl.py", "--interval", "0.2").splitlines()

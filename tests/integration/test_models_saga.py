@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from canobatch import Retry, RunCancelledError, TaskConfig, TaskError, WorkerPool
+from canobatch import JoinConfig, JoinError, JoinStrategy, Retry, RunCancelledError, TaskConfig, TaskError, WorkerPool
 from canobatch.errors import (
     CompensationError,
     PayloadError,
@@ -158,6 +158,15 @@ def test_going_to_on_error_undoes_nothing(shared_pool, tmp_path):
     assert read(tmp_path / "book") == ["do A"]
 
 
+def test_a_split_that_fails_rolls_back(shared_pool, tmp_path):
+    """Whatever fails the run undoes what was done, a join too."""
+    flow = Workflow("saga").register_with_compensation("A", Deed(tmp_path / "book", "A", "Z"))
+    flow.register_split("Z", [refuse, refuse], JoinConfig(JoinStrategy.any(), "end")).add_exit_state("end")
+    with pytest.raises(JoinError):
+        began(flow, shared_pool, "A").wait(30)
+    assert read(tmp_path / "book") == ["do A", "undo A A"]
+
+
 def test_a_missing_handler_rolls_back(shared_pool, tmp_path):
     """A state that does not exist is a failure like any other; the deed that named it is undone too."""
     flow = chain(Deed(tmp_path / "book", "A", "nowhere"))
@@ -275,6 +284,27 @@ def test_an_output_that_cannot_be_kept_is_undone_at_once(config, shared_pool, tm
     assert read(tmp_path / "book") == ["do A", "undo A at once"]
 
 
+class StubbornError(Exception):
+    """An error that does not pickle."""
+
+    def __init__(self):
+        super().__init__("stubborn")
+        self.lock = threading.Lock()
+
+
+def test_an_error_that_cannot_travel_is_listed_all_the_same(shared_pool, tmp_path):
+    """What compensating at once raised is there by its text."""
+
+    class Odd(Unkept):
+        def compensate(self, ctx, output):
+            raise StubbornError
+
+    with pytest.raises(CompensationError, match="stubborn") as caught:
+        began(chain(Odd(tmp_path / "book", "A", "Z"), config=WORKER), shared_pool, "A").wait(30)
+    (error,) = caught.value.errors
+    assert error.state == "A"
+
+
 @EITHER
 def test_if_that_fails_too_both_errors_are_there(config, shared_pool, tmp_path):
     """What could not be undone at once is in the CompensationError, beside what the roll-back adds."""
@@ -372,7 +402,7 @@ def test_past_the_compensation_timeout_a_deed_is_killed(declares, tmp_path):
             Deed(tmp_path / "book", "A", "B"),
             Staged(tmp_path / "book", "B", "Z", do="hang", compensates_in_doubt=declares),
         ]
-        run = began(chain(*deeds, compensation_timeout=0.5), pool, "A")
+        run = began(chain(*deeds, compensation_timeout=3.0), pool, "A")
         witness.scene.await_runs("B")
         run.cancel("enough")
         with pytest.raises(RunCancelledError if declares else CompensationError) as caught:
@@ -407,7 +437,10 @@ def test_w8_the_total_timeout_is_seen_between_deeds(shared_pool, tmp_path):
     deeds = [Slow(tmp_path / "book", name, following) for name, following in zip("ABC", "BCZ", strict=True)]
     with pytest.raises(WorkflowTimeoutError):
         began(chain(*deeds, total_timeout=0.7, compensation_timeout=20), shared_pool, "A").wait(30)
-    assert read(tmp_path / "book") == ["do A", "do B", "undo B B", "undo A A"]
+    done = [line[-1] for line in read(tmp_path / "book") if line.startswith("do")]
+    undone = [line[-1] for line in read(tmp_path / "book") if line.startswith("undo")]
+    assert done in (["A"], ["A", "B"])
+    assert undone == done[::-1]
 
 
 @EITHER

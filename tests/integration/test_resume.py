@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from canobatch import (
@@ -28,6 +30,7 @@ from canobatch.errors import (
 )
 from canobatch.journal import MemoryJournal, RunStatus, SqliteJournal
 from tests.support.journaled import UNDISTURBED, S, content, everything, mark, marks
+from tests.support.watch import is_alive
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = JoinStrategy.all()
@@ -145,7 +148,7 @@ def test_a_killed_process_is_resumed_by_another(number, shared_pool, run_script,
 
 
 THOUSAND = """if True:
-    import sys
+    import os, sys, time
     from canobatch import JoinConfig, JoinStrategy, WorkerPool, Workflow
     from canobatch.journal import SqliteJournal
     from tests.support.journaled import mark
@@ -154,6 +157,8 @@ THOUSAND = """if True:
 
     def work(ctx, item):
         mark(place, item)
+        while item >= 900 and not os.path.exists(place + "/resuming"):
+            time.sleep(0.01)
         ctx.store.add("sum", item)
         return item * 2
 
@@ -193,6 +198,7 @@ def test_accepted_branches_of_a_big_split_are_not_run_again(start_script, run_sc
     before = marks(tmp_path)
     assert 700 <= len(recorded) < 1000
     assert {int(line) for line in script.stdout.split()} <= recorded, "an observer heard of what was not durable"
+    (tmp_path / "resuming").touch()
     done = run_script(THOUSAND, tmp_path, "resume")
     assert "resumed" in done.stdout, done.stderr
     after = marks(tmp_path)
@@ -448,6 +454,74 @@ def test_a_run_with_a_living_owner_is_left_alone(shared_pool, tmp_path):
     (tmp_path / "go").touch()
     assert run.wait() == "DONE"
     assert set(marks(tmp_path).values()) == {1}
+
+
+def test_what_a_dead_owner_left_is_killed(start_script, tmp_path):
+    """What outlived a launcher whose keeper was killed with it is killed before its run goes on."""
+    script = start_script(
+        """if True:
+            import os, sys, time
+            from canobatch import JoinConfig, JoinStrategy, Workflow
+            from canobatch.journal import SqliteJournal
+
+            def work(ctx, item):
+                if os.fork() == 0:
+                    os.setsid()
+                    print("left", os.getpid(), flush=True)
+                    time.sleep(600)
+                time.sleep(600)
+
+            (
+                Workflow("simple", journal=SqliteJournal(sys.argv[1]))
+                .register_map("MAP", work, [0, 1, 2, 3], JoinConfig(JoinStrategy.all(), "DONE", into="values"))
+                .add_exit_state("DONE")
+                .orchestrate("MAP", run_id="r")
+            )
+        """,
+        tmp_path / "home",
+    )
+    script.wait_for("left")
+    keeper, *_ = psutil.Process(script.process.pid).children()
+    for pid in (keeper.pid, script.process.pid):
+        os.kill(pid, signal.SIGSTOP)
+    for pid in (keeper.pid, script.process.pid):
+        os.kill(pid, signal.SIGKILL)
+    script.process.wait()
+    left = int(script.stdout.split()[1])
+    assert is_alive(left)
+    journal = SqliteJournal(tmp_path / "home")
+    workflow = simple(tmp_path, journal, work=lambda ctx, item: item)
+    assert workflow.start_resume("r").wait() == "DONE"
+    assert not is_alive(left)
+
+
+def test_of_two_who_resume_one_wins(shared_pool, tmp_path, points):
+    """Resumed by two at once, a run goes on once: the other is told, and nothing runs twice."""
+    for number in range(8):
+        place = tmp_path / str(number)
+        place.mkdir()
+        journal = SqliteJournal(place / "home")
+        interrupt(simple(place, journal), points, shared_pool, ("journal.write.before", 1))
+        before = marks(place)
+        barrier, runs, lost = threading.Barrier(2), [], []
+
+        def race():
+            barrier.wait()
+            try:
+                runs.append(simple(place, journal).start_resume("r", pool=shared_pool))
+            except RunInUseError as error:
+                lost.append(error)
+
+        threads = [threading.Thread(target=race) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [run.wait() for run in runs] == ["DONE"] * len(runs)
+        # Who comes when the other is through gets its end.
+        assert len(runs) + len(lost) == 2
+        assert len(runs) >= 1
+        assert set((marks(place) - before).values()) == {1}
 
 
 def test_what_cannot_be_resumed_is_said(shared_pool, tmp_path, points):

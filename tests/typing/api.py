@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum, auto
 from typing import Any, assert_type
@@ -38,7 +38,23 @@ from canobatch import (
     WorkerPool,
     Workflow,
 )
-from canobatch.errors import RetryExhaustedError, WorkerLostError
+from canobatch.errors import CompensationError, RetryExhaustedError, WorkerLostError
+from canobatch.models import (
+    BatchTask,
+    CloseReason,
+    CompensatableTask,
+    Done,
+    Duration,
+    ErrorPolicy,
+    ItemResult,
+    More,
+    Pending,
+    PollTask,
+    Ready,
+    SteppedTask,
+    StreamTask,
+    Window,
+)
 
 
 class State(Enum):
@@ -172,6 +188,99 @@ def read(result: SplitResult) -> None:
     assert_type(len(branches), int)
 
 
+class Poll(PollTask):
+    """Asks twice."""
+
+    on_poll_error = ErrorPolicy.tolerate(3, pause=0.5)
+
+    def poll(self, ctx: TaskContext) -> Ready | Pending:
+        """Take part as a poll."""
+        return Ready(State.DONE) if ctx.attempt > 1 else Pending(timedelta(seconds=1))
+
+
+@dataclass
+class Squares(BatchTask):
+    """Squares numbers."""
+
+    size: int
+    concurrency: int = 4
+    item_retry: Retry = field(default_factory=Retry.none)
+
+    def load(self) -> range:
+        """Give the items."""
+        return range(self.size)
+
+    def process_item(self, ctx: TaskContext, item: int) -> int:
+        """Take one."""
+        return item * item
+
+    def finish(self, ctx: TaskContext, results: list[ItemResult]) -> State:
+        """Look at all."""
+        assert_type(results[0].index, int)
+        assert_type(results[0].error, BaseException | None)
+        return State.DONE
+
+
+class Steps(SteppedTask):
+    """Two steps."""
+
+    def step(self, ctx: TaskContext, cursor: int | None) -> More | Done:
+        """Take one."""
+        return More(1) if cursor is None else Done(State.DONE)
+
+
+class Feed(StreamTask):
+    """A short stream."""
+
+    window: Window = Duration(timedelta(seconds=1))
+    on_item_error = ErrorPolicy.skip()
+
+    def open(self, ctx: TaskContext, cursor: int | None) -> Iterator[int]:
+        """Give the items."""
+        return iter(range(cursor or 0, 100))
+
+    def process_item(self, ctx: TaskContext, item: int) -> tuple[str, int]:
+        """Take one."""
+        return str(item), item
+
+    def flush_window(self, ctx: TaskContext, outputs: list[str]) -> State | None:
+        """Hand on."""
+        return State.DONE if len(outputs) > 5 else None
+
+    def on_close(self, ctx: TaskContext, reason: CloseReason) -> State:
+        """End."""
+        assert_type(reason == "exhausted", bool)
+        return State.DONE
+
+
+class Reserve(CompensatableTask):
+    """Can be undone."""
+
+    compensates_in_doubt = True
+
+    def run(self, ctx: TaskContext) -> tuple[State, str]:
+        """Do."""
+        return State.DONE, ctx.run_id
+
+    def compensate(self, ctx: TaskContext, output: str | None) -> None:
+        """Undo."""
+
+
+def define_models() -> Workflow:
+    """Register each by the method made for it."""
+    workflow = (
+        Workflow("models", compensation_timeout=timedelta(seconds=30))
+        .register("poll", Poll(), on_error=State.DONE)
+        .register("batch", Squares(3))
+        .register_stepped("steps", Steps())
+        .register_stream("feed", Feed())
+        .register_with_compensation("reserve", Reserve())
+    )
+    workflow.register_stepped("feed", Feed())  # type: ignore[arg-type]
+    workflow.register_stream("poll", Poll())  # type: ignore[arg-type]
+    return workflow
+
+
 def catch(error: Exception) -> None:
     """Read the facts of errors, and catch them as builtins."""
     if isinstance(error, WorkerLostError):
@@ -180,6 +289,9 @@ def catch(error: Exception) -> None:
         assert_type(error.attempts, int)
         task_error: TaskError = error
         assert_type(task_error.branch, int | None)
+    if isinstance(error, CompensationError):
+        assert_type(error.errors, tuple[BaseException, ...])
+        assert_type(error.original, BaseException | None)
     if isinstance(error, JoinError):
         assert_type(str(error), str)
     lookup: KeyError = canobatch.errors.StoreKeyError("no such key")

@@ -394,7 +394,7 @@ class Workflow:
         definition.validate_initial(initial)
         bound = bind_params(definition.params, params)
         store: Store = SharedStore() if self._store is None else self._store
-        run_id = run_id or _new_run_id()
+        run_id = run_id or new_run_id()
         scribe = Scribe(definition) if journal is None else begin(definition, journal, run_id, initial, bound, store)
         return self._run(initial, run_id, bound, store, scribe, pool, cancel, where=where, timeout=limit, begins=begins)
 
@@ -550,5 +550,6 @@ def _check_run(pool: object, run_id: object, cancel: object, where: object) -> N
         raise ConfigurationError(f"cancel must be a CancelToken, got {cancel!r}")
 
 
-def _new_run_id() -> str:
+def new_run_id() -> str:
+    """Return an id that no other run has, and that sorts by time."""
     return f"{_clock.as_utc(_clock.epoch()):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"

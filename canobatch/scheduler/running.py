@@ -112,8 +112,10 @@ class RunningScheduler:
             ConfigurationError: The parameters do not fit the workflow's.
             SchedulerError: The scheduler has stopped.
         """
-        with self._live_step(id) as flow:
-            return flow.trigger(params)
+        with self._wake:
+            with self._live_step(id) as flow:
+                run_id = flow.trigger(params)
+            return flow.hand_over(run_id)
 
     def status(self, id: str) -> FlowInfo:
         """Describe a flow.
@@ -197,7 +199,7 @@ class RunningScheduler:
             except BaseException:
                 flow.undo()
                 raise
-            flow.begin_runs()
+            flow.end_step()
             if flow.is_relative:
                 self._set_alarm(flow)
             self._wake.notify_all()
@@ -263,7 +265,7 @@ class RunningScheduler:
             self._wake.wait(left)
 
     def _running(self) -> Sequence[tuple[LiveFlow, Run]]:
-        return [(flow, run) for flow in self._flows.values() for run in flow.runs.values()]
+        return [(flow, run) for flow in self._flows.values() for run in flow.runs.values() if run is not None]
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the scheduler has been stopped.
@@ -384,11 +386,14 @@ class RunningScheduler:
                     flow.cancel(f"flow {flow.id!r} was cancelled", kills=command.what == "kill")
         elif not self._is_stopping:
             try:
+                run_id = ""
                 with self._step(command.flow) as flow:
                     if self._ledger.answer(command):
-                        run = flow.trigger(command.params)
-                        self._ledger.answer(command, run_id=run.id)
-            except CanobatchError as error:
+                        run_id = flow.trigger(command.params)
+                        self._ledger.answer(command, run_id=run_id)
+                if run_id:
+                    flow.hand_over(run_id)
+            except Exception as error:  # noqa: BLE001 - parameters come from elsewhere
                 with self._ledger.transaction():
                     self._ledger.answer(command, error=f"{type(error).__name__}: {error}")
 

@@ -218,7 +218,7 @@ def test_a_dying_and_a_hanging_compensation_stop_none_of_the_others(shared_pool,
     """One that takes its worker along is lost, one that hangs is killed at its attempt timeout."""
     deeds = three(tmp_path / "book", B={"undo": "hang"}, C={"undo": "die"})
     with pytest.raises(CompensationError) as caught:
-        began(chain(*deeds, config=TaskConfig(attempt_timeout=0.5)), shared_pool, "A").wait(30)
+        began(chain(*deeds, config=TaskConfig(attempt_timeout=3.0)), shared_pool, "A").wait(30)
     assert [type(error) for error in caught.value.errors] == [WorkerLostError, TaskTimeoutError]
     assert read(tmp_path / "book")[3:] == ["undo C C", "undo B B", "undo A A"]
 
@@ -227,7 +227,7 @@ def test_the_roll_back_as_a_whole_is_bounded(shared_pool, tmp_path):
     """Past the compensation timeout the running one is killed, and the rest are listed with their outputs."""
     deeds = three(tmp_path / "book", C={"undo": "hang"})
     with pytest.raises(CompensationError) as caught:
-        began(chain(*deeds, compensation_timeout=0.5), shared_pool, "A").wait(30)
+        began(chain(*deeds, compensation_timeout=3.0), shared_pool, "A").wait(30)
     killed, second, first = caught.value.errors
     assert isinstance(killed, TaskTimeoutError)
     assert (second.state, first.state) == ("B", "A")
@@ -319,7 +319,7 @@ def test_if_that_fails_too_both_errors_are_there(config, shared_pool, tmp_path):
 
 @pytest.mark.parametrize(
     ("how", "config"),
-    [("die", WORKER), ("hang", TaskConfig(attempt_timeout=0.5))],
+    [("die", WORKER), ("hang", TaskConfig(attempt_timeout=3.0))],
     ids=["died", "timed out"],
 )
 @pytest.mark.parametrize("declares", [True, False])

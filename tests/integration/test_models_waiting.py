@@ -399,5 +399,5 @@ def test_nothing_of_a_hung_poll_survives_its_timeout(shared_pool, tmp_path):
     """The process of a poll that was timed out is dead."""
     place = tmp_path / "pid"
     with pytest.raises(TaskTimeoutError):
-        began(state_of(Never(place, hang=True), config=TaskConfig(attempt_timeout=0.3)), shared_pool).wait(30)
+        began(state_of(Never(place, hang=True), config=TaskConfig(attempt_timeout=3.0)), shared_pool).wait(30)
     assert not is_alive(int(place.read_text()))

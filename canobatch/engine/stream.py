@@ -189,6 +189,8 @@ class Session:
         """The source has no more: flush what is left, and close."""
         self._check_source()
         if source.error is not None:
+            # What gave up because the run was cancelled has not failed.
+            self._driver.check()
             if isinstance(source.error, WorkflowError):
                 raise source.error
             raise wrap(source.error, self._visit.where())

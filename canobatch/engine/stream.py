@@ -125,6 +125,7 @@ class Session:
             items = source.take()
             for item in items:
                 crew.submit(item)
+            crew.send()
             source.ask(crew.room())
             self._check_source()
             until = min((at for at in (crew.next_due, self._boundary) if at is not None), default=None)

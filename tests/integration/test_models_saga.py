@@ -150,6 +150,23 @@ def test_w4_one_task_at_two_states_is_undone_at_both(shared_pool, tmp_path):
     assert read(tmp_path / "book")[3:] == ["undo A A2", "undo B B1", "undo A A0"]
 
 
+def test_a_deep_stack_is_undone_to_its_bottom(shared_pool, tmp_path):
+    """A state that was entered many times is undone as often, the last visit first."""
+
+    class Loop(Deed):
+        def run(self, ctx):
+            ctx.store.add("count")
+            count = ctx.store.get("count")
+            return "A" if count < 40 else "Z", count
+
+        def compensate(self, ctx, output):
+            self.write(output)
+
+    with pytest.raises(TaskError, match="refused"):
+        began(chain(Loop(tmp_path / "book", "A", None)), shared_pool, "A").wait(30)
+    assert read(tmp_path / "book") == [str(n) for n in range(40, 0, -1)]
+
+
 def test_going_to_on_error_undoes_nothing(shared_pool, tmp_path):
     """A failure that the workflow answers is no failure of the run."""
     flow = Workflow("saga").register_with_compensation("A", Deed(tmp_path / "book", "A", "Z"))

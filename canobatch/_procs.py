@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from canobatch import _clock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -384,6 +384,30 @@ def _stop_marked(mark: bytes, deadline: float) -> dict[int, int]:
     return roots
 
 
+@contextmanager
+def signals_told(numbers: Iterable[int], tell: Callable[[int], None]) -> Iterator[None]:
+    """Tell of the first of these signals instead of ending; the second one ends the process as it would without.
+
+    Only in the main thread, whose signals they are.
+    """
+    caught: list[int] = []
+
+    def handle(number: int, _: object) -> None:
+        if caught:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        caught.append(number)
+        tell(number)
+
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            # None: it was installed from C, and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
 # -- who a process is, for whoever finds its name later
 
 
@@ -398,6 +422,19 @@ def start_ticks(pid: int) -> int:
     except OSError:
         return 0
     return int(text[text.rindex(b")") + 2 :].split()[19])
+
+
+def open_process(pid: int, ticks: int) -> int | None:
+    """Return the pidfd of the process ``pid`` that started at ``ticks``; None if that one has ended."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    # Opened first: the number cannot pass to another process between the look and the use.
+    if start_ticks(pid) == ticks:
+        return pidfd
+    os.close(pidfd)
+    return None
 
 
 def boot_id() -> str:

@@ -9,6 +9,7 @@ to the process that got it, and returns when the kernel has closed its connectio
 
 from __future__ import annotations
 
+import atexit
 import marshal
 import os
 import pickle
@@ -82,7 +83,7 @@ class Broker:
         self._listener.bind(address)
         self._listener.listen(128)
         self._listener.setblocking(False)
-        self._wake_lock = threading.Lock()
+        self._wake_lock = threading.RLock()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
         self._epoll.register(self._listener, select.EPOLLIN)
@@ -391,3 +392,4 @@ def _start_anew() -> None:
 
 
 os.register_at_fork(after_in_child=_start_anew)
+atexit.register(links.close)

@@ -6,9 +6,9 @@ One lock guards every brokered object of a process; nothing blocks while it is h
 from __future__ import annotations
 
 import os
+import queue
 import secrets
 import threading
-from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -54,8 +54,6 @@ class Brokered:
             answer = getattr(self, operation)(*args, _clock.monotonic())
         if operation == "give_back":
             self.tell_watchers()
-        if _dropped:
-            _return_dropped()
         return answer
 
     def admit_within(self, timeout: float | timedelta | None) -> int | None:
@@ -63,17 +61,17 @@ class Brokered:
         deadline = None if timeout is None else _clock.monotonic() + _clock.as_seconds(timeout)
         if self._home is not None:
             return broker.links.wait(self._home, deadline)
-        changed = threading.Event()
-        forget = self.watch(changed.set)
+        # Not an event, which a finalizer could not set everywhere.
+        news: queue.SimpleQueue[None] = queue.SimpleQueue()
+        forget = self.watch(lambda: news.put(None))
         try:
             while True:
-                changed.clear()
                 ticket: int | None = self.ask("admit")
                 if ticket is not None:
                     return ticket
-                left = None if deadline is None else deadline - _clock.monotonic()
-                if (left is not None and left <= 0) or not changed.wait(left):
-                    return None
+                news.get(timeout=None if deadline is None else max(0.0, deadline - _clock.monotonic()))
+        except queue.Empty:
+            return None
         finally:
             forget()
 
@@ -172,43 +170,19 @@ class Permit:
 
     def __del__(self) -> None:
         # A forked child has copies of its parent's permits.
-        if self._ticket is None or self._pid != os.getpid():
-            return
-        if self._owner.is_here:
-            # A finalizer may run anywhere, also in the midst of an operation of this very thread.
-            _dropped.append((self._owner, self._ticket))
-            _return_dropped()
-        else:
+        if self._ticket is not None and self._pid == os.getpid():
             with suppress(Exception):
                 self.release()
 
 
-def _return_dropped() -> None:
-    """Give back what was dropped, unless the lock is held; then its holder does it."""
-    while _dropped and _lock.acquire(blocking=False):
-        owners = []
-        try:
-            with suppress(IndexError):
-                while True:
-                    owner, ticket = _dropped.popleft()
-                    getattr(owner, "give_back")(ticket, None, _clock.monotonic())  # noqa: B009 - only some have it
-                    owners.append(owner)
-        finally:
-            _lock.release()
-        for owner in owners:
-            owner.tell_watchers()
-
-
-_lock = threading.Lock()
-#: Tickets of permits that nobody holds any more, on their way back.
-_dropped: deque[tuple[Brokered, int]] = deque()
+#: Re-entrant, as a finalizer that gives a permit back may run in the midst of an operation of its thread.
+_lock = threading.RLock()
 
 
 def _start_anew() -> None:
-    """In a forked child: nobody holds the lock, and what was dropped is the parent's affair."""
+    """In a forked child: nobody holds the lock."""
     global _lock  # noqa: PLW0603 - it may have been held at the fork
-    _lock = threading.Lock()
-    _dropped.clear()
+    _lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_start_anew)

@@ -125,7 +125,7 @@ class CircuitBreaker(Brokered):
             return self._opens_at - now if now < self._opens_at else None
         if self._state is CircuitState.HALF_OPEN:
             patience = max(_TRIAL_PATIENCE, 10 * self.reset_timeout)
-            ends = sorted(began + patience for began in self._calls.values())
+            ends = sorted(began + patience for began in list(self._calls.values()))
             trials = [end for end in ends if end > now]
             if len(trials) >= self.half_open_max_calls:
                 return trials[len(trials) - self.half_open_max_calls] - now

@@ -29,7 +29,12 @@
     │   └── VersionMismatchError             the run was made by another definition
     ├── PoolClosedError (RuntimeError)       a call on a pool that was closed or belongs to another process
     ├── CompensationError                    a run failed, and so did some of its roll-back
-    └── RunCancelledError                    the run was cancelled
+    ├── RunCancelledError                    the run was cancelled
+    └── SchedulerError                       a scheduler cannot do what it was asked
+        ├── UnknownFlowError (KeyError)
+        ├── FlowOverlapError                 the flow runs already, and its overlap policy is to skip
+        ├── FlowPausedError                  unpause it first
+        └── FlowTrippedError                 it failed too often in a row; reset it first
 
 Each survives pickling with its text, attributes and notes.
 """
@@ -427,3 +432,39 @@ class RunCancelledError(CanobatchError):
         self.reason = reason
         self.state = state
         self.path = tuple(path)
+
+
+class SchedulerError(CanobatchError):
+    """A scheduler cannot do what it was asked.
+
+    Attributes:
+        flow: The id of the flow it is about, or None.
+    """
+
+    def __init__(self, message: str, *, flow: str | None = None) -> None:
+        super().__init__(message)
+        self.flow = flow
+
+
+class UnknownFlowError(SchedulerError, KeyError):
+    """The scheduler has no flow with that id."""
+
+
+class FlowOverlapError(SchedulerError):
+    """The flow runs already, and its overlap policy does not let another run begin or wait.
+
+    Attributes:
+        run_ids: The runs that are in the way.
+    """
+
+    def __init__(self, message: str, *, flow: str | None = None, run_ids: Sequence[str] = ()) -> None:
+        super().__init__(message, flow=flow)
+        self.run_ids = tuple(run_ids)
+
+
+class FlowPausedError(SchedulerError):
+    """The flow is paused; ``unpause_flow`` lets it run again."""
+
+
+class FlowTrippedError(SchedulerError):
+    """The flow failed too often in a row; ``reset_flow`` lets it run again."""

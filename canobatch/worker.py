@@ -371,8 +371,10 @@ _OWN_FILES = frozenset({__file__, bound_call.__code__.co_filename})
 
 def _flush_output() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):
+        try:  # noqa: SIM105 - after every call; suppress() takes longer than the flush
             stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass
 
 
 _OPENERS: dict[int, Callable[[Any], Any]] = {

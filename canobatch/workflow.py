@@ -7,7 +7,7 @@ import secrets
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from canobatch import _clock
 from canobatch.cancel import CancelToken
@@ -113,6 +113,16 @@ class Workflow:
     def exit_states(self) -> list[Any]:
         """The states in which runs end."""
         return list(self._definition.exits)
+
+    @property
+    def has_journal(self) -> bool:
+        """Whether its runs are recorded, and can be resumed."""
+        return self._journal is not None
+
+    @property
+    def observers(self) -> tuple[Observer, ...]:
+        """Who is told what happens in its runs."""
+        return tuple(self._observers)
 
     # -- definition
 
@@ -307,6 +317,15 @@ class Workflow:
         self._definition.validate_initial(state)
         return self
 
+    def validate_params(self, params: Any) -> Workflow:
+        """Check that a run can be given these parameters.
+
+        Raises:
+            ConfigurationError: They do not fit; the text names the parameter.
+        """
+        bind_params(self._definition.params, params)
+        return self
+
     def graph(self) -> str:
         """Return a Mermaid state diagram of what is known of the transitions."""
         return self._definition.graph()
@@ -349,13 +368,27 @@ class Workflow:
         run_id: str | None = None,
         params: Any = None,
         cancel: CancelToken | None = None,
+        where: Literal["parent", "worker"] = "parent",
+        timeout: float | timedelta | None = None,
+        begins: bool = True,
     ) -> Run:
         """Begin what `orchestrate` does, in the background, and return its handle.
+
+        Args:
+            initial: As for `orchestrate`, and so are those not listed here.
+            pool: Where branches run.
+            run_id: The run's id.
+            params: The run's parameters.
+            cancel: Cancels the run from elsewhere.
+            where: Where single tasks run that do not say so themselves; in a worker they can be killed.
+            timeout: Seconds this run may take, if less than the workflow's ``total_timeout``.
+            begins: Whether it begins now; if not, `Run.begin` lets it.
 
         Raises:
             ConfigurationError: As for `orchestrate`.
         """
-        _check_run(pool, run_id, cancel)
+        _check_run(pool, run_id, cancel, where)
+        limit = _limit("timeout", timeout)
         self._freeze()
         definition, journal = self._definition, self._journal
         definition.validate_initial(initial)
@@ -363,7 +396,7 @@ class Workflow:
         store: Store = SharedStore() if self._store is None else self._store
         run_id = run_id or _new_run_id()
         scribe = Scribe(definition) if journal is None else begin(definition, journal, run_id, initial, bound, store)
-        return self._run(initial, run_id, bound, store, scribe, pool, cancel)
+        return self._run(initial, run_id, bound, store, scribe, pool, cancel, where=where, timeout=limit, begins=begins)
 
     def resume(self, run_id: str, *, pool: Backend | None = None, cancel: CancelToken | None = None) -> Any:
         """Go on with a run that was interrupted, that failed, or whose cancel kept it; return its exit state.
@@ -387,20 +420,38 @@ class Workflow:
         """
         return self.start_resume(run_id, pool=pool, cancel=cancel).wait_through_interrupt()
 
-    def start_resume(self, run_id: str, *, pool: Backend | None = None, cancel: CancelToken | None = None) -> Run:
+    def start_resume(
+        self,
+        run_id: str,
+        *,
+        pool: Backend | None = None,
+        cancel: CancelToken | None = None,
+        where: Literal["parent", "worker"] = "parent",
+        timeout: float | timedelta | None = None,
+        begins: bool = True,
+    ) -> Run:
         """Begin what `resume` does, in the background, and return the run's handle.
+
+        Args:
+            run_id: Which run.
+            pool: Where branches run.
+            cancel: Cancels the run from elsewhere.
+            where: As for `start`, like the others.
+            timeout: Seconds this run may take from now on.
+            begins: Whether it begins now.
 
         Raises:
             CanobatchError: As for `resume`.
         """
-        _check_run(pool, run_id, cancel)
+        _check_run(pool, run_id, cancel, where)
+        limit = _limit("timeout", timeout)
         self._freeze()
         if self._journal is None:
             text = f"workflow {self.name!r} has no journal to resume {run_id} from; give it one with journal=..."
             raise ConfigurationError(text)
         store: Store = SharedStore() if self._store is None else self._store
         scribe, state, params = resume(self._definition, self._journal, run_id, store)
-        return self._run(state, run_id, params, store, scribe, pool, cancel)
+        return self._run(state, run_id, params, store, scribe, pool, cancel, where=where, timeout=limit, begins=begins)
 
     def _freeze(self) -> None:
         if not self._definition.is_frozen:
@@ -416,6 +467,10 @@ class Workflow:
         scribe: Scribe,
         pool: Backend | None,
         cancel: CancelToken | None,
+        *,
+        where: str = "parent",
+        timeout: float | None = None,
+        begins: bool = True,
     ) -> Run:
         try:
             return Run(
@@ -430,8 +485,11 @@ class Workflow:
                     shelf=self._shelf,
                     resources=self._resources,
                     observers=self._observers,
+                    where=where,
+                    timeout=timeout,
                     scribe=scribe,
-                )
+                ),
+                begins=begins,
             )
         except BaseException:
             scribe.close()
@@ -481,7 +539,9 @@ def _as_resources(given: object) -> Resources:
     return Resources(given)
 
 
-def _check_run(pool: object, run_id: object, cancel: object) -> None:
+def _check_run(pool: object, run_id: object, cancel: object, where: object) -> None:
+    if where not in ("parent", "worker"):
+        raise ConfigurationError(f"where must be 'parent' or 'worker', got {where!r}")
     if pool is not None and not hasattr(pool, "open_lane"):
         raise ConfigurationError(f"pool must be a WorkerPool, got {pool!r}")
     if run_id is not None and not (isinstance(run_id, str) and run_id):

@@ -11,6 +11,7 @@ result does not depend on which book that was.
     python examples/book_analysis.py                  # books that it makes itself
     python examples/book_analysis.py --books DIR      # DIR/index.json and the files it names
     python examples/book_analysis.py --download       # four books of Project Gutenberg
+    python examples/book_analysis.py --scheduled      # each batch is a flow of one scheduler
 """
 
 import argparse
@@ -42,6 +43,7 @@ from canobatch import (
     WorkerPool,
     Workflow,
 )
+from canobatch.scheduler import Scheduler
 
 PREPOSITIONS = tuple(
     "about above across after against along among around at before behind below beneath beside between beyond by "
@@ -293,14 +295,33 @@ def follow(runs: Sequence[Run]) -> None:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def analyse_library(library: Sequence[Book], pool: WorkerPool | None = None) -> dict[str, Any]:
-    """Run all batches side by side and reduce what they found."""
+def run_side_by_side(batches: Sequence[Batch], pool: WorkerPool | None) -> list[Run]:
+    """Run all batches; they share the workers."""
+    runs = [workflow.start(S.DOWNLOAD, pool=pool, params=batch) for batch in batches]
+    follow(runs)
+    return runs
+
+
+def run_scheduled(batches: Sequence[Batch], pool: WorkerPool | None) -> list[Run]:
+    """Do the same with a manual flow for each batch: a batch could be run again while the others go on."""
+    scheduler = Scheduler(pool=pool)
+    for batch in batches:
+        scheduler.manual(batch.name, workflow, S.DOWNLOAD, params=batch)
+    with scheduler.start() as running:
+        runs = [running.trigger(flow.id) for flow in running.list()]
+        follow(runs)
+    return runs
+
+
+def analyse_library(
+    library: Sequence[Book], pool: WorkerPool | None = None, *, is_scheduled: bool = False
+) -> dict[str, Any]:
+    """Run all batches and reduce what they found."""
     batches = [
         Batch(f"batch-{number}", tuple(library[at : at + BATCH_SIZE]))
         for number, at in enumerate(range(0, len(library), BATCH_SIZE), 1)
     ]
-    runs = [workflow.start(S.DOWNLOAD, pool=pool, params=batch) for batch in batches]
-    follow(runs)
+    runs = run_scheduled(batches, pool) if is_scheduled else run_side_by_side(batches, pool)
     books = [book for run in runs for book in run.store.get("books")]
     ranking = [book["title"] for book in ranked(books)]
     return {
@@ -355,6 +376,7 @@ def main() -> int:
     source.add_argument("--books", type=Path, metavar="DIR", help="books in DIR/index.json; default: made by itself")
     source.add_argument("--download", action="store_true", help="fetch four books of Project Gutenberg")
     parser.add_argument("--workers", type=at_least_one, metavar="N", help="default: one per core")
+    parser.add_argument("--scheduled", action="store_true", help="run the batches as flows of a scheduler")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     try:
@@ -363,7 +385,7 @@ def main() -> int:
         return fail(f"cannot read the list of books: {type(error).__name__}: {error}")
     try:
         with WorkerPool(args.workers) if args.workers else contextlib.nullcontext() as pool:
-            report = analyse_library(library, pool)
+            report = analyse_library(library, pool, is_scheduled=args.scheduled)
     except JoinError as error:
         return fail(reason(error.result.errors[0]) if error.result.errors else str(error))
     except CanobatchError as error:

@@ -75,6 +75,7 @@ class Driver:
         observers: Sequence[Observer] = (),
         resources: Resources,
         where: str = "parent",
+        timeout: float | None = None,
         scribe: Scribe | None = None,
     ) -> None:
         self.definition = definition
@@ -98,7 +99,8 @@ class Driver:
         self._started_at = _clock.as_utc(_clock.epoch())
         self._ended: float | None = None
         self._error: BaseException | None = None
-        self._deadline = None if definition.total_timeout is None else self._started + definition.total_timeout
+        self._limit = min((limit for limit in (definition.total_timeout, timeout) if limit is not None), default=None)
+        self._deadline: float | None = None
         self._mail: queue.SimpleQueue[list[PoolEvent] | None] = queue.SimpleQueue()
         self._station: Station | None = None
         #: The task of each state that has run here, ready to be called.
@@ -106,6 +108,7 @@ class Driver:
         self._seq = 0
         self._saga = Saga(self)
         self._patience: Patience | None = None
+        self._is_killed = False
         #: Events of lanes that are in use while another one is read.
         self._aside: dict[LaneHandle, list[PoolEvent]] = {}
 
@@ -113,6 +116,9 @@ class Driver:
 
     def run(self) -> Any:
         """Run to an exit state and return it."""
+        # A run may have waited for its turn since it was made.
+        self._started, self._started_at = _clock.monotonic(), _clock.as_utc(_clock.epoch())
+        self._deadline = None if self._limit is None else self._started + self._limit
         forget = self.token.watch(self.wake)
         self.emit("run_resumed" if self.scribe.is_resumed else "run_started")
         try:
@@ -434,10 +440,19 @@ class Driver:
                 elif isinstance(event, Broken):
                     is_over = True
 
+    def hasten(self, reason: str) -> None:
+        """Cancel, and have no patience with what runs; from any thread."""
+        self._is_killed = True
+        self.token.cancel(reason)
+        self.wake()
+
     @contextmanager
-    def patient(self, grace: float | None) -> Iterator[None]:
-        """Within, a cancel and the run's timeout are heeded only ``grace`` seconds after they came; None: never."""
-        before, self._patience = self._patience, Patience(grace)
+    def patient(self, grace: float | None, *, is_firm: bool = False) -> Iterator[None]:
+        """Within, a cancel and the run's timeout are heeded only ``grace`` seconds after they came; None: never.
+
+        A kill is heeded at once, unless the patience ``is_firm``.
+        """
+        before, self._patience = self._patience, Patience(grace, is_firm=is_firm)
         try:
             yield
         finally:
@@ -455,7 +470,8 @@ class Driver:
         """Raise if the run was cancelled or its time is up, and nothing asks for patience."""
         now = _clock.monotonic()
         is_over = self.token.is_cancelled or (self._deadline is not None and now >= self._deadline)
-        if not is_over or (self._patience is not None and self._patience.bears(now)):
+        patience = self._patience
+        if not is_over or (patience is not None and (patience.is_firm or not self._is_killed) and patience.bears(now)):
             return
         if self.token.is_cancelled:
             state = self.path[-1] if self.path else None
@@ -466,7 +482,7 @@ class Driver:
                 state=state,
                 path=self.path,
             )
-        limit = self.definition.total_timeout or 0.0
+        limit = self._limit or 0.0
         state = self.path[-1] if self.path else None
         raise WorkflowTimeoutError(
             f"run {self.run_id} did not end within {limit:g} s; it was in state {label(state)}",

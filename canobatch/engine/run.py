@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from canobatch.engine.driver import Driver
     from canobatch.engine.report import RunReport
     from canobatch.store import Store
+
+_log = logging.getLogger(__name__)
 
 
 class Run:
@@ -17,13 +22,25 @@ class Run:
     It ends with the process: wait for it before the program ends.
     """
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, *, begins: bool = True) -> None:
         self._driver = driver
         self._ended = threading.Event()
         self._state: Any = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._drive, name=f"canobatch-run-{driver.run_id}", daemon=True)
-        self._thread.start()
+        self._lock = threading.Lock()
+        self._watchers: list[Callable[[], None]] | None = []
+        if begins:
+            self.begin()
+
+    def begin(self) -> None:
+        """Begin, if it was made with ``begins=False``; once only."""
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            # No thread is to be had; whoever waits must not wait for ever.
+            self._end(error)
+            raise
 
     @property
     def id(self) -> str:
@@ -35,6 +52,11 @@ class Run:
         """The run's store; complete once the run has ended."""
         return self._driver.store
 
+    @property
+    def error(self) -> BaseException | None:
+        """What it failed with, once it has ended; else None."""
+        return self._error
+
     def wait(self, timeout: float | None = None) -> Any:
         """Wait for the end and return the exit state.
 
@@ -44,7 +66,8 @@ class Run:
         """
         if not self._ended.wait(timeout):
             raise TimeoutError(f"run {self.id} has not ended within {timeout} s")
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         if self._error is not None:
             raise self._error
         return self._state
@@ -57,6 +80,25 @@ class Run:
             keep: Whether it may be resumed afterwards, if it has a journal.
         """
         self._driver.token.cancel(reason, keep=keep)
+
+    def kill(self, reason: str = "killed") -> None:
+        """Cancel the run, and do not wait for a compensatable task to come to its end; returns at once.
+
+        What is done is rolled back all the same; the task that was cut is in doubt. A task that runs in this
+        process cannot be killed.
+        """
+        self._driver.hasten(reason)
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Call ``watcher`` when the run has come to its end, before those who wait are told; now, if it has ended.
+
+        It is called in the run's own thread; it may ask for the report, and must not wait for the run.
+        """
+        with self._lock:
+            if self._watchers is not None:
+                self._watchers.append(watcher)
+                return
+        watcher()
 
     def report(self) -> RunReport:
         """Return what the run did so far."""
@@ -74,12 +116,23 @@ class Run:
             raise
 
     def _drive(self) -> None:
+        error = None
         try:
             self._state = self._driver.run()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            self._error = error
-        finally:
-            self._ended.set()
+        except BaseException as own:  # noqa: BLE001 - handed to whoever waits
+            error = own
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        self._error = error
+        with self._lock:
+            watchers, self._watchers = self._watchers or [], None
+        for watcher in watchers:
+            try:
+                watcher()
+            except Exception:  # noqa: BLE001 - the end of a run is not for others to spoil
+                _log.exception("a watcher of run %s failed", self.id)
+        self._ended.set()
 
     def __repr__(self) -> str:
         state = "running" if not self._ended.is_set() else "failed" if self._error else "finished"

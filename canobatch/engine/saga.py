@@ -83,7 +83,7 @@ class Saga:
         errors = list(own.errors) if isinstance(own, CompensationError) else []
         grace = self._driver.definition.grace
         deadline = None if grace is None else _clock.monotonic() + grace
-        with self._driver.patient(None):
+        with self._driver.patient(None, is_firm=True):
             while self._stack:
                 done = self._stack.pop()
                 state = done.where.state

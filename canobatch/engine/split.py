@@ -44,6 +44,9 @@ _FEED_PATIENCE = 0.005
 #: How many branches may be ahead of an ordered fold, per branch that may run.
 _FOLD_AHEAD = 4
 
+#: Items that refer to no class of ``__main__``.
+_NEVER_MAIN = frozenset({bool, int, float, str, bytes})
+
 
 class SplitOutcome(NamedTuple):
     """What a split came to: writes to commit, or an error."""
@@ -291,6 +294,8 @@ class SplitExecution:
             failure.__cause__ = error.__cause__
             self._fail(index, failure, None)
             return False
+        if type(item) in _NEVER_MAIN:
+            return data
         header = self._station.need_mains(data, self._header)
         if header is not self._header:
             self._header = header

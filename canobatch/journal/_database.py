@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from canobatch import _clock, _faults, _sqlite
 from canobatch.errors import JournalError
-from canobatch.journal._rows import MODULUS, digest, pack, plain, text_bytes
+from canobatch.journal._rows import MODULUS, digest, pack, text_bytes
 from canobatch.journal._values import LARGE, ValueFiles
 
 if TYPE_CHECKING:
@@ -29,25 +29,25 @@ STEPS = (
         "CREATE TABLE head (id INTEGER PRIMARY KEY, transactions INTEGER, seal INTEGER)",
         "CREATE TABLE run (id INTEGER PRIMARY KEY, facts BLOB, params BLOB, digest INTEGER)",
         "CREATE TABLE visits (visit INTEGER PRIMARY KEY, facts BLOB, digest INTEGER)",
-        """CREATE TABLE attempts (visit INTEGER, branch INTEGER, life INTEGER, attempt INTEGER, facts BLOB, value BLOB,
-            file TEXT, digest INTEGER, PRIMARY KEY (visit, branch, life, attempt)) WITHOUT ROWID""",
-        """CREATE TABLE operations (visit INTEGER, branch INTEGER, life INTEGER, attempt INTEGER, data BLOB,
-            file TEXT, digest INTEGER, PRIMARY KEY (visit, branch, life, attempt)) WITHOUT ROWID""",
+        """CREATE TABLE attempts (visit INTEGER, branch INTEGER, number INTEGER, facts BLOB, value BLOB, file TEXT,
+            digest INTEGER, PRIMARY KEY (visit, branch, number)) WITHOUT ROWID""",
+        """CREATE TABLE operations (visit INTEGER, branch INTEGER, number INTEGER, data BLOB, file TEXT,
+            digest INTEGER, PRIMARY KEY (visit, branch, number)) WITHOUT ROWID""",
         """CREATE TABLE store (key BLOB PRIMARY KEY, category TEXT, type_name BLOB, data BLOB, file TEXT,
             digest INTEGER)""",
         """CREATE TABLE cursors (visit INTEGER, name BLOB, data BLOB, file TEXT, digest INTEGER,
             PRIMARY KEY (visit, name))""",
-        "CREATE TABLE compensations (visit INTEGER PRIMARY KEY, facts BLOB, output BLOB, file TEXT, digest INTEGER)",
+        "CREATE TABLE compensations (number INTEGER PRIMARY KEY, facts BLOB, output BLOB, file TEXT, digest INTEGER)",
     ),
 )
 
 #: The single task of a state, where a branch has its index.
 NO_BRANCH = -1
 
-_INSERT_ONE = "INSERT INTO attempts VALUES (?,?,?,?,?,?,?,?)"
+_INSERT_ONE = "INSERT INTO attempts VALUES (?,?,?,?,?,?,?)"
 #: Rows a statement: each step gives the interpreter lock away, and may wait long to get it back.
 _ROWS = 64
-_INSERT_MANY = _INSERT_ONE + ",(?,?,?,?,?,?,?,?)" * (_ROWS - 1)
+_INSERT_MANY = _INSERT_ONE + ",(?,?,?,?,?,?,?)" * (_ROWS - 1)
 
 #: (digest, file's name or None) of a row that may be replaced.
 Kept = tuple[int, str | None]
@@ -84,8 +84,10 @@ class RunDatabase:
         self.store: dict[bytes, Kept] = {}
         self.cursors: dict[tuple[int, bytes], Kept] = {}
         self.operations: dict[int, tuple[int, list[str]]] = {}
-        #: By visit: state, blob, file, digest.
-        self.compensations: dict[int, tuple[str, bytes | None, str | None, int]] = {}
+        #: By number: visit, state, blob, file, digest.
+        self.compensations: dict[int, tuple[int, str, bytes | None, str | None, int]] = {}
+        #: The number of the last attempt.
+        self.recorded = 0
         #: The last visit that was left for good: nothing of it is replaced any more.
         self.left = 0
 
@@ -173,17 +175,21 @@ class RunDatabase:
         branch = NO_BRANCH if attempt.branch is None else attempt.branch
         facts = pack(
             (
+                self.life,
+                attempt.attempt,
                 attempt.status,
                 attempt.started,
                 attempt.duration,
                 attempt.cpu_time,
                 attempt.max_rss,
                 attempt.item,
-                None if attempt.error is None else plain(attempt.error),
+                attempt.error,
             )
         )
         data, file = self._blob(attempt.value)
-        key = (attempt.visit, branch, self.life, attempt.attempt)
+        # In the order of recording: attempts may be counted anew within a visit, after a take-over for one.
+        self.recorded += 1
+        key = (attempt.visit, branch, self.recorded)
         own = digest("attempts", *key, facts, data, file)
         self._seal = (self._seal + own) % MODULUS
         self._rows.append((*key, facts, data, file, own))
@@ -218,32 +224,34 @@ class RunDatabase:
             self._put(key, entry)
         for name, data in commit.cursors.items():
             self.note(commit.visit, name, data)
-        if commit.output is not None:
-            self._put_compensation(commit.visit, commit.state, "done", *self._blob(commit.output), None)
+        for number, output in commit.outputs.items():
+            self._put_compensation(number, commit.visit, commit.state, "done", *self._blob(output), None)
+        if commit.undone is not None:
+            self.end_compensation(commit.undone, None)
         if commit.next_state is not None:
             self._leave(commit, commit.next_state)
 
-    def intend(self, visit: int, state: str) -> None:
+    def intend(self, number: int, visit: int, state: str) -> None:
         """Write that a task that can be compensated will run."""
         self.enter(visit, state)
-        self._put_compensation(visit, state, "intended", None, None, None)
+        self._put_compensation(number, visit, state, "intended", None, None, None)
 
-    def withdraw(self, visit: int) -> None:
+    def withdraw(self, number: int) -> None:
         """Drop an intent."""
-        known = self.compensations.pop(visit, None)
+        known = self.compensations.pop(number, None)
         if known is not None:
-            self._forget((known[3], known[2]))
-            self._execute("DELETE FROM compensations WHERE visit=?", (visit,))
+            self._forget((known[4], known[3]))
+            self._execute("DELETE FROM compensations WHERE number=?", (number,))
 
     def begin_rollback(self, error: ErrorRecord) -> None:
         """Write why the run goes back."""
-        self.facts["rollback"] = plain(error)
+        self.facts["rollback"] = error
         self._put_run()
 
-    def end_compensation(self, visit: int, error: ErrorRecord | None) -> None:
+    def end_compensation(self, number: int, error: ErrorRecord | None) -> None:
         """Write how one compensation ended."""
-        state, blob, file, _ = self.compensations[visit]
-        self._put_compensation(visit, state, "undone" if error is None else "failed", blob, file, error)
+        visit, state, blob, file, _ = self.compensations[number]
+        self._put_compensation(number, visit, state, "undone" if error is None else "failed", blob, file, error)
 
     def end(
         self, status: RunStatus, state: str | None, error: ErrorRecord | None, is_resumable: bool, ended: float
@@ -252,7 +260,7 @@ class RunDatabase:
         self.facts.update(
             status=str(status),
             state=state,
-            error=None if error is None else plain(error),
+            error=error,
             is_resumable=is_resumable,
             ended=ended,
         )
@@ -291,7 +299,7 @@ class RunDatabase:
         rows.clear()
 
     def _put_run(self) -> None:
-        facts = pack(tuple(sorted((name, plain(value)) for name, value in self.facts.items())))
+        facts = pack(tuple(sorted(self.facts.items())))
         self._forget((self.run_digest, None))
         self.run_digest = self._count(digest("run", facts, self.params))
         self._execute("REPLACE INTO run VALUES (1,?,?,?)", (facts, self.params, self.run_digest))
@@ -300,19 +308,19 @@ class RunDatabase:
         known = self.visits.get(visit)
         if known is not None:
             self._forget((known[0], None))
-        packed = pack(plain(facts))
+        packed = pack(facts)
         own = self._count(digest("visits", visit, packed))
         self.visits[visit] = own, facts
         self._execute("REPLACE INTO visits VALUES (?,?,?)", (visit, packed, own))
 
-    def _put_operations(self, key: tuple[int, int, int, int], attempt: AttemptRecord) -> None:
+    def _put_operations(self, key: tuple[int, int, int], attempt: AttemptRecord) -> None:
         data, file = self._blob(pack(attempt.operations))
         own = self._count(digest("operations", *key, data, file))
         total, files = self.operations.setdefault(attempt.visit, (0, []))
         if file is not None:
             files.append(file)
         self.operations[attempt.visit] = (total + own) % MODULUS, files
-        self._execute("INSERT INTO operations VALUES (?,?,?,?,?,?,?)", (*key, data, file, own))
+        self._execute("INSERT INTO operations VALUES (?,?,?,?,?,?)", (*key, data, file, own))
 
     def _put(self, key: str, entry: Any) -> None:
         name = text_bytes(key)
@@ -327,24 +335,30 @@ class RunDatabase:
         self._execute("REPLACE INTO store VALUES (?,?,?,?,?,?)", (name, entry.category, type_name, data, file, own))
 
     def _put_compensation(
-        self, visit: int, state: str, status: str, blob: bytes | None, file: str | None, error: ErrorRecord | None
+        self,
+        number: int,
+        visit: int,
+        state: str,
+        status: str,
+        blob: bytes | None,
+        file: str | None,
+        error: ErrorRecord | None,
     ) -> None:
-        known = self.compensations.get(visit)
+        known = self.compensations.get(number)
         if known is not None:
-            self._forget((known[3], None))
-        facts = pack((plain(state), status, None if error is None else plain(error)))
-        own = self._count(digest("compensations", visit, facts, blob, file))
-        self.compensations[visit] = state, blob, file, own
-        self._execute("REPLACE INTO compensations VALUES (?,?,?,?,?)", (visit, facts, blob, file, own))
+            self._forget((known[4], None))
+        facts = pack((visit, state, status, error))
+        own = self._count(digest("compensations", number, facts, blob, file))
+        self.compensations[number] = visit, state, blob, file, own
+        self._execute("REPLACE INTO compensations VALUES (?,?,?,?,?)", (number, facts, blob, file, own))
 
     def _leave(self, commit: Commit, following: str) -> None:
         """Close a visit, drop what belongs to it alone, open the next."""
         visit = commit.visit
         now = _clock.epoch()
         entered = self.visits[visit][1][1] if visit in self.visits else now
-        error = None if commit.error is None else plain(commit.error)
         self._put_visit(
-            visit, (commit.state, entered, now, following, commit.attempts, commit.total, commit.duration, error)
+            visit, (commit.state, entered, now, following, commit.attempts, commit.total, commit.duration, commit.error)
         )
         if visit in self.operations:
             total, files = self.operations.pop(visit)

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from canobatch import _sqlite
 from canobatch.errors import JournalError
-from canobatch.journal._rows import digest, pack, plain, unpack
+from canobatch.journal._rows import digest, pack, unpack
 from canobatch.journal.records import Owner, RunStatus, RunSummary
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Home:
     def put(self, summary: RunSummary) -> None:
         """Write what the index says of a run."""
         name = name_of(summary.run_id)
-        facts = pack(plain(tuple(getattr(summary, field) for field in RunSummary.__slots__)))
+        facts = pack(tuple(getattr(summary, field) for field in RunSummary.__slots__))
         with _sqlite.translated(self.index), self._opened() as connection:
             connection.execute("REPLACE INTO runs VALUES (?,?,?)", (name, facts, digest("runs", name, facts)))
 

@@ -41,7 +41,8 @@ class Loaded:
         self._kept_store: dict[bytes, tuple[int, str | None]] = {}
         self._kept_cursors: dict[tuple[int, bytes], tuple[int, str | None]] = {}
         self._kept_operations: dict[int, tuple[int, list[str]]] = {}
-        self._kept_compensations: dict[int, tuple[str, bytes | None, str | None, int]] = {}
+        self._kept_compensations: dict[int, tuple[int, str, bytes | None, str | None, int]] = {}
+        self._recorded = 0
         self._read()
         reading.check_seal()
 
@@ -51,13 +52,14 @@ class Loaded:
             self.visits.append(record)
             self._kept_visits[record.visit] = row[2], tuple(record[1:])
         for row in self._reading.rows("attempts"):
-            self._refer(row[6])
-        for row in self._reading.rows("operations"):
             self._refer(row[5])
+            self._recorded = max(self._recorded, row[2])
+        for row in self._reading.rows("operations"):
+            self._refer(row[4])
             total, files = self._kept_operations.setdefault(row[0], (0, []))
-            if row[5] is not None:
-                files.append(row[5])
-            self._kept_operations[row[0]] = (total + row[6]) % MODULUS, files
+            if row[4] is not None:
+                files.append(row[4])
+            self._kept_operations[row[0]] = (total + row[5]) % MODULUS, files
         for row in self._reading.rows("store"):
             key, entry = store_of(row, self._values)
             self._refer(row[4])
@@ -71,7 +73,7 @@ class Loaded:
             self._refer(row[3])
             compensation = compensation_of(row, lambda data, file: blob(self._values, data, file))
             self.compensations.append(compensation)
-            self._kept_compensations[row[0]] = compensation.state, row[2], row[3], row[4]
+            self._kept_compensations[row[0]] = compensation.visit, compensation.state, row[2], row[3], row[4]
 
     def _refer(self, file: str | None) -> None:
         if file is not None:
@@ -111,4 +113,5 @@ class Loaded:
         database.cursors = self._kept_cursors
         database.operations = self._kept_operations
         database.compensations = self._kept_compensations
+        database.recorded = self._recorded
         return database

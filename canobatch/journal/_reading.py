@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 _TABLES = {
     "run": "SELECT facts, params, digest FROM run",
     "visits": "SELECT visit, facts, digest FROM visits ORDER BY visit",
-    "attempts": "SELECT visit, branch, life, attempt, facts, value, file, digest FROM attempts"
-    " ORDER BY visit, branch, life, attempt",
-    "operations": "SELECT visit, branch, life, attempt, data, file, digest FROM operations",
+    "attempts": "SELECT visit, branch, number, facts, value, file, digest FROM attempts ORDER BY visit, branch, number",
+    "operations": "SELECT visit, branch, number, data, file, digest FROM operations",
     "store": "SELECT key, category, type_name, data, file, digest FROM store ORDER BY key",
     "cursors": "SELECT visit, name, data, file, digest FROM cursors",
-    "compensations": "SELECT visit, facts, output, file, digest FROM compensations ORDER BY visit",
+    "compensations": "SELECT number, facts, output, file, digest FROM compensations ORDER BY number",
 }
 
 
@@ -84,23 +83,23 @@ class Reading:
         """Yield a visit's attempts with their values and operations."""
         with _sqlite.translated(self.path):
             operations = {
-                row[:4]: self._checked("operations", row)
+                row[:3]: self._checked("operations", row)
                 for row in self._connection.execute(
-                    "SELECT visit, branch, life, attempt, data, file, digest FROM operations WHERE visit=?", (visit,)
+                    "SELECT visit, branch, number, data, file, digest FROM operations WHERE visit=?", (visit,)
                 )
             }
             rows = self._connection.execute(
-                "SELECT visit, branch, life, attempt, facts, value, file, digest FROM attempts WHERE visit=?"
-                " ORDER BY branch, life, attempt",
+                "SELECT visit, branch, number, facts, value, file, digest FROM attempts WHERE visit=?"
+                " ORDER BY branch, number",
                 (visit,),
             )
             for row in rows:
                 self._checked("attempts", row)
                 attempt = attempt_of(row)
-                own = operations.get(row[:4])
+                own = operations.get(row[:3])
                 yield attempt._replace(
-                    value=blob(directory, row[5], row[6]),
-                    operations=() if own is None else tuple(unpack(blob(directory, own[4], own[5]) or b"")),
+                    value=blob(directory, row[4], row[5]),
+                    operations=() if own is None else tuple(unpack(blob(directory, own[3], own[4]) or b"")),
                 )
 
 
@@ -131,8 +130,8 @@ def visit_of(row: tuple[Any, ...]) -> VisitRecord:
 
 def attempt_of(row: tuple[Any, ...]) -> AttemptRecord:
     """Return a row of the attempts, without its value."""
-    visit, branch, life, number = row[:4]
-    status, started, duration, cpu_time, max_rss, item, error = unpack(row[4])
+    visit, branch = row[:2]
+    life, number, status, started, duration, cpu_time, max_rss, item, error = unpack(row[3])
     return AttemptRecord(
         visit,
         None if branch == NO_BRANCH else branch,
@@ -152,8 +151,8 @@ def attempt_of(row: tuple[Any, ...]) -> AttemptRecord:
 
 def compensation_of(row: tuple[Any, ...], read: Callable[[Any, str | None], bytes | None]) -> CompensationRecord:
     """Return a row of the compensations."""
-    state, status, error = unpack(row[1])
-    return CompensationRecord(row[0], state, status, read(row[2], row[3]), error_of(error))
+    visit, state, status, error = unpack(row[1])
+    return CompensationRecord(row[0], visit, state, status, read(row[2], row[3]), error_of(error))
 
 
 def store_of(row: tuple[Any, ...], directory: Path) -> tuple[str, Entry]:

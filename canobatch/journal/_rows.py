@@ -19,7 +19,21 @@ MODULUS = 1 << 62
 
 def pack(facts: Any) -> bytes:
     """Return plain data as bytes."""
-    return marshal.dumps(facts, _VERSION)
+    try:
+        return marshal.dumps(facts, _VERSION)
+    except ValueError:
+        return marshal.dumps(_plain(facts), _VERSION)
+
+
+def _plain(data: Any) -> Any:
+    """Return tuples, lists and strings as such, without their subclasses, which `marshal` refuses."""
+    if isinstance(data, tuple):
+        return tuple(_plain(part) for part in data)
+    if isinstance(data, list):
+        return [_plain(part) for part in data]
+    if isinstance(data, str):
+        return str.__str__(data)
+    return data
 
 
 def unpack(data: bytes) -> Any:
@@ -46,14 +60,3 @@ def text_bytes(text: str) -> bytes:
 def bytes_text(data: bytes) -> str:
     """Return what `text_bytes` packed."""
     return data.decode("utf-8", "surrogatepass")
-
-
-def plain(data: Any) -> Any:
-    """Return tuples, lists and strings as such, without their subclasses, which `pack` would refuse."""
-    if isinstance(data, tuple):
-        return tuple(plain(part) for part in data)
-    if isinstance(data, list):
-        return [plain(part) for part in data]
-    if isinstance(data, str):
-        return str.__str__(data)
-    return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from typing import TYPE_CHECKING
@@ -41,6 +42,8 @@ class SqliteRun:
         self._path = home.database(name)
         self._lock = lock
         self._writer = None if database is None else GroupWriter(database, facts.run_id)
+        #: Those of intents to come.
+        self._numbers = itertools.count(1 if database is None else max(database.compensations, default=0) + 1)
 
     @property
     def run_id(self) -> str:
@@ -67,23 +70,25 @@ class SqliteRun:
 
     def commit(self, commit: Commit) -> None:
         """Make a visit's effects and the next state durable; see `RunJournal.commit`."""
-        self._writing().submit(RunDatabase.commit, commit).wait()
+        self._writing().make(RunDatabase.commit, commit)
 
-    def intend(self, visit: int, state: str) -> None:
+    def intend(self, visit: int, state: str) -> int:
         """Make it known that a task which can be compensated is about to run; see `RunJournal.intend`."""
-        self._writing().submit(RunDatabase.intend, visit, state).wait()
+        number = next(self._numbers)
+        self._writing().make(RunDatabase.intend, number, visit, state)
+        return number
 
-    def withdraw(self, visit: int) -> Ticket:
+    def withdraw(self, number: int) -> Ticket:
         """Say that there is nothing to compensate; see `RunJournal.withdraw`."""
-        return self._writing().submit(RunDatabase.withdraw, visit)
+        return self._writing().submit(RunDatabase.withdraw, number)
 
     def begin_rollback(self, error: ErrorRecord) -> None:
         """Make it known that the run goes back; see `RunJournal.begin_rollback`."""
-        self._writing().submit(RunDatabase.begin_rollback, error).wait()
+        self._writing().make(RunDatabase.begin_rollback, error)
 
-    def end_compensation(self, visit: int, error: ErrorRecord | None = None) -> None:
+    def end_compensation(self, number: int, error: ErrorRecord | None = None) -> None:
         """Keep that one compensation ended; see `RunJournal.end_compensation`."""
-        self._writing().submit(RunDatabase.end_compensation, visit, error).wait()
+        self._writing().make(RunDatabase.end_compensation, number, error)
 
     def own(self, token: str) -> Ticket:
         """Keep what marks this owner's processes; see `RunJournal.own`."""
@@ -106,7 +111,7 @@ class SqliteRun:
     ) -> None:
         """Keep how the run ended, and let go of it; see `RunJournal.end`."""
         writer, ended = self._writing(), _clock.epoch()
-        writer.submit(RunDatabase.end, status, state, error, is_resumable, ended).wait()
+        writer.make(RunDatabase.end, status, state, error, is_resumable, ended)
         _faults.point("journal.end.before")
         writer.close()
         _faults.point("journal.end.after")

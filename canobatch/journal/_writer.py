@@ -1,4 +1,4 @@
-"""The thread that owns a run's connection and writes what waits, all of it in one transaction."""
+"""Group commit: what waits to be written to a run is written in one transaction, by one thread at a time."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: What may wait before who records has to: calls, and bytes.
 _MOST_CALLS = 20_000
 _MOST_BYTES = 64 << 20
+
+
+_Call = tuple["Callable[..., None]", tuple[Any, ...]]
 
 
 class Place:
@@ -39,7 +42,11 @@ class Place:
 
 
 class GroupWriter:
-    """Takes calls on a `RunDatabase` from any thread and makes them in order, in groups, in its own thread."""
+    """Takes calls on a `RunDatabase` from any thread and makes them in order, all that wait in one transaction.
+
+    Who waits for a call writes it, and what waits with it, at once: a change of threads takes longer than the
+    transaction. What nobody waits for is written by a thread of its own. Only one of them writes at a time.
+    """
 
     def __init__(self, database: RunDatabase, name: str) -> None:
         self._database = database
@@ -47,10 +54,11 @@ class GroupWriter:
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._done = threading.Condition(self._lock)
-        self._waiting: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self._waiting: list[_Call] = []
         self._size = 0
         self._given = 0
         self._is_idle = False
+        self._is_busy = False
         self._is_closing = False
         self._error: JournalError | None = None
         #: Calls up to this number are durable.
@@ -65,25 +73,47 @@ class GroupWriter:
             while len(self._waiting) >= _MOST_CALLS or self._size > _MOST_BYTES:
                 self._done.wait()
                 self._check()
-            self._waiting.append((function, arguments))
-            self._size += size
-            self._given += 1
+            place = self._add(function, arguments, size)
             if self._is_idle:
                 self._work.notify()
-            return Place(self, self._given)
+            return place
+
+    def make(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Queue a call and return when it is durable."""
+        with self._lock:
+            self._check()
+            place = self._add(function, arguments, 0)
+        place.wait()
+
+    def _add(self, function: Callable[..., None], arguments: tuple[Any, ...], size: int) -> Place:
+        self._waiting.append((function, arguments))
+        self._size += size
+        self._given += 1
+        return Place(self, self._given)
 
     def wait(self, number: int, timeout: float | None) -> None:
         """Wait until the call of this number is durable."""
         deadline = None if timeout is None else _clock.monotonic() + timeout
-        with self._lock:
-            while self.durable < number:
-                if self._error is not None:
-                    raise self._again(self._error)
-                self._check_process()
-                rest = None if deadline is None else deadline - _clock.monotonic()
-                if rest is not None and rest <= 0:
-                    raise TimeoutError(f"{self._database.path}: not written within {timeout} s")
-                self._done.wait(rest)
+        while True:
+            with self._lock:
+                batch = self._turn(number, deadline)
+            if batch is None:
+                return
+            self._write(batch)
+
+    def _turn(self, number: int, deadline: float | None) -> list[_Call] | None:
+        """Wait until it is this thread's turn to write, and return what; None: the call is durable."""
+        while self.durable < number:
+            if self._error is not None:
+                raise self._again(self._error)
+            self._check_process()
+            if not self._is_busy and self._waiting:
+                return self._take()
+            rest = None if deadline is None else deadline - _clock.monotonic()
+            if rest is not None and rest <= 0:
+                raise TimeoutError(f"{self._database.path}: not written in time")
+            self._done.wait(rest)
+        return None
 
     def flush(self) -> None:
         """Wait until everything given so far is durable."""
@@ -99,11 +129,6 @@ class GroupWriter:
             self._is_closing = True
             self._work.notify()
         self._thread.join()
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether something could not be written."""
-        return self._error is not None
 
     def _check(self) -> None:
         if self._error is not None:
@@ -125,37 +150,48 @@ class GroupWriter:
         return error
 
     def _serve(self) -> None:
-        try:
-            while (batch := self._next()) is not None:
-                self._database.write(batch)
-                with self._lock:
-                    self.durable += len(batch)
-                    self._done.notify_all()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            self._fail(error)
-        finally:
-            self._database.close(is_whole=self._error is None)
+        while (batch := self._next()) is not None:
+            self._write(batch)
+        self._database.close(is_whole=self._error is None)
 
-    def _next(self) -> list[tuple[Callable[..., None], tuple[Any, ...]]] | None:
+    def _next(self) -> list[_Call] | None:
         """Wait for work and return all there is; None when there will be none."""
         with self._lock:
-            while not self._waiting:
-                if self._is_closing:
+            while self._is_busy or not self._waiting:
+                if self._is_closing and not self._is_busy:
                     return None
                 self._is_idle = True
                 self._work.wait()
                 self._is_idle = False
-            batch, self._waiting = self._waiting, []
-            self._size = 0
-            return batch
+            return self._take()
 
-    def _fail(self, error: BaseException) -> None:
-        if not isinstance(error, JournalError):
-            path = self._database.path
-            failure = JournalError(f"{path} cannot be written: {type(error).__name__}: {error}", path=str(path))
-            failure.__cause__ = error
-            error = failure
+    def _take(self) -> list[_Call]:
+        batch, self._waiting = self._waiting, []
+        self._size = 0
+        self._is_busy = True
+        return batch
+
+    def _write(self, batch: list[_Call]) -> None:
+        error: BaseException | None = None
+        try:
+            self._database.write(batch)
+        except BaseException as caught:  # noqa: BLE001 - raised to whoever waits
+            error = caught
         with self._lock:
-            self._error = error
-            self._waiting.clear()
+            self._is_busy = False
+            if error is None:
+                self.durable += len(batch)
+            else:
+                self._error = self._failure(error)
+                self._waiting.clear()
             self._done.notify_all()
+            if self._is_idle and (self._waiting or self._is_closing):
+                self._work.notify()
+
+    def _failure(self, error: BaseException) -> JournalError:
+        if isinstance(error, JournalError):
+            return error
+        path = self._database.path
+        failure = JournalError(f"{path} cannot be written: {type(error).__name__}: {error}", path=str(path))
+        failure.__cause__ = error
+        return failure

@@ -71,8 +71,7 @@ class RunJournal(Protocol):
         The driver records what it accepts, in the order in which it accepts it, and need not wait: the commit
         of the visit comes after. It blocks when too much is waiting to be written.
 
-        Raises:
-            JournalError: Recorded already (reason "duplicate"), at once or from the ticket.
+        Of several records of a branch the last one counts.
         """
 
     def note(self, visit: int, name: str, data: bytes | None) -> Ticket:
@@ -88,20 +87,26 @@ class RunJournal(Protocol):
         What the visit's attempts recorded as operations is dropped: the entries hold their sum now. The values stay.
         """
 
-    def intend(self, visit: int, state: str) -> None:
+    def intend(self, visit: int, state: str) -> int:
         """Make it known that a task which can be compensated is about to run, and wait until that is durable.
 
         A crash from now on leaves it in doubt, until `commit` has its output or `withdraw` says that it failed.
+
+        Returns:
+            The number of the intent, by which the run's other calls name it; later ones have higher numbers.
         """
 
-    def withdraw(self, visit: int) -> Ticket:
-        """Say that the visit's task failed by itself, so that there is nothing to compensate."""
+    def withdraw(self, number: int) -> Ticket:
+        """Say that the task of an intent failed by itself, so that there is nothing to compensate."""
 
     def begin_rollback(self, error: ErrorRecord) -> None:
         """Make it known that the run goes back, and why, and wait: a crash from now on resumes the rollback."""
 
-    def end_compensation(self, visit: int, error: ErrorRecord | None = None) -> None:
-        """Keep that one compensation ended, well or with an error, and wait: it is not run again."""
+    def end_compensation(self, number: int, error: ErrorRecord | None = None) -> None:
+        """Keep that one compensation ended, well or with an error, and wait.
+
+        One that wrote to the store ends well by `commit` with its number as ``undone``, in one transaction.
+        """
 
     def own(self, token: str) -> Ticket:
         """Keep what marks the processes that this owner starts, so that a later owner finds what it left."""

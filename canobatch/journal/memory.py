@@ -49,11 +49,12 @@ class _Kept:
     params: bytes | None
     store: dict[str, Entry]
     visits: dict[int, VisitRecord] = field(default_factory=dict)
-    attempts: dict[tuple[int, int, int, int], AttemptRecord] = field(default_factory=dict)
+    attempts: dict[tuple[int, int, int], AttemptRecord] = field(default_factory=dict)
     cursors: dict[tuple[int, str], Flat] = field(default_factory=dict)
     compensations: dict[int, CompensationRecord] = field(default_factory=dict)
     is_held: bool = True
     left: int = 0
+    intents: int = 0
 
     def history(self) -> RunHistory:
         """Return the run without its values."""
@@ -61,7 +62,7 @@ class _Kept:
             summary_of(self.facts, status_of(self.facts, is_held=self.is_held)),
             tuple(self.visits[visit] for visit in sorted(self.visits)),
             tuple(self.attempts[key]._replace(value=None, operations=()) for key in sorted(self.attempts)),
-            tuple(self.compensations[visit]._replace(output=None) for visit in sorted(self.compensations)),
+            tuple(self.compensations[number]._replace(output=None) for number in sorted(self.compensations)),
         )
 
 
@@ -100,9 +101,7 @@ class MemoryRun:
 
     def _record(self, kept: _Kept, attempt: AttemptRecord) -> None:
         branch = -1 if attempt.branch is None else attempt.branch
-        key = attempt.visit, branch, self._life, attempt.attempt
-        if key in kept.attempts:
-            raise JournalError(f"run {self.run_id} has this attempt already", reason="duplicate")
+        key = attempt.visit, branch, len(kept.attempts)
         operations = attempt.operations if attempt.visit > kept.left else ()
         kept.attempts[key] = attempt._replace(life=self._life, operations=operations)
 
@@ -137,8 +136,10 @@ class MemoryRun:
                     kept.store[key] = Entry(*entry)
             for name, data in commit.cursors.items():
                 self._note(kept, visit, name, data)
-            if commit.output is not None:
-                kept.compensations[visit] = CompensationRecord(visit, commit.state, "done", commit.output)
+            for number, output in commit.outputs.items():
+                kept.compensations[number] = CompensationRecord(number, visit, commit.state, "done", output)
+            if commit.undone is not None:
+                self._end_compensation(kept, commit.undone, None)
             if commit.next_state is not None:
                 self._leave(kept, commit, commit.next_state)
 
@@ -164,28 +165,34 @@ class MemoryRun:
             del kept.cursors[name]
         kept.left = visit
 
-    def intend(self, visit: int, state: str) -> None:
+    def intend(self, visit: int, state: str) -> int:
         """Make it known that a task which can be compensated is about to run; see `RunJournal.intend`."""
         self.enter(visit, state)
         with self._lock:
-            self._writing().compensations[visit] = CompensationRecord(visit, state, "intended")
+            kept = self._writing()
+            number = kept.intents = kept.intents + 1
+            kept.compensations[number] = CompensationRecord(number, visit, state, "intended")
+        return number
 
-    def withdraw(self, visit: int) -> _Written:
+    def withdraw(self, number: int) -> _Written:
         """Say that there is nothing to compensate; see `RunJournal.withdraw`."""
         with self._lock:
-            self._writing().compensations.pop(visit, None)
+            self._writing().compensations.pop(number, None)
         return _WRITTEN
 
     def begin_rollback(self, error: ErrorRecord) -> None:
         """Make it known that the run goes back; see `RunJournal.begin_rollback`."""
         self._change(rollback=error)
 
-    def end_compensation(self, visit: int, error: ErrorRecord | None = None) -> None:
+    def end_compensation(self, number: int, error: ErrorRecord | None = None) -> None:
         """Keep that one compensation ended; see `RunJournal.end_compensation`."""
         with self._lock:
-            kept = self._writing()
-            status = "undone" if error is None else "failed"
-            kept.compensations[visit] = kept.compensations[visit]._replace(status=status, error=error)
+            self._end_compensation(self._writing(), number, error)
+
+    @staticmethod
+    def _end_compensation(kept: _Kept, number: int, error: ErrorRecord | None) -> None:
+        status = "undone" if error is None else "failed"
+        kept.compensations[number] = kept.compensations[number]._replace(status=status, error=error)
 
     def own(self, token: str) -> _Written:
         """Keep what marks this owner's processes; see `RunJournal.own`."""
@@ -337,7 +344,7 @@ def _recovered(kept: _Kept, before: RunFacts, *, is_resumable: bool) -> Recovere
         visits=tuple(kept.visits[visit] for visit in sorted(kept.visits)),
         store=dict(kept.store),
         cursors={name: data for (visit, name), data in kept.cursors.items() if visit == last},
-        compensations=tuple(kept.compensations[visit] for visit in sorted(kept.compensations)),
+        compensations=tuple(kept.compensations[number] for number in sorted(kept.compensations)),
         rollback=before.rollback,
         state=before.state,
         error=before.error,

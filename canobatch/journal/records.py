@@ -81,7 +81,7 @@ class AttemptRecord(NamedTuple):
     Attributes:
         visit: Which visit of a state it belongs to; visits are numbered from 1 along the run's path.
         branch: Index of the branch, None for a single task.
-        attempt: From 1; fresh attempts after a take-over begin at 1 again and have a higher ``life``.
+        attempt: From 1; fresh attempts begin at 1 again, after a take-over with a higher ``life``.
         status: "succeeded" makes it accepted: it is not run again. "retried": it failed and another attempt was
             to follow. Else how its branch ended: "failed", "timed_out", "lost", "cancelled".
         value: The pickled value of a success.
@@ -126,8 +126,8 @@ class Commit:
         total: How many branches it had, None where it was no split.
         duration: How long it took.
         error: What it failed with, when the run goes on nevertheless (``on_error``, ``on_failure``).
-        output: What its task's compensation will be given: completes the visit's intent, or is an entry of its
-            own; None: nothing to compensate.
+        outputs: By the number of an intent, what its task's compensation will be given: it is done now.
+        undone: The number of a compensation whose effects these are: it ended well.
     """
 
     visit: int
@@ -141,7 +141,8 @@ class Commit:
     total: int | None = None
     duration: float | None = None
     error: ErrorRecord | None = None
-    output: bytes | None = None
+    outputs: Mapping[int, bytes] = field(default_factory=dict)
+    undone: int | None = None
 
 
 class RunFacts(NamedTuple):
@@ -180,6 +181,7 @@ class CompensationRecord(NamedTuple):
     """A task that can be compensated.
 
     Attributes:
+        number: Its place in the order in which compensations are undone, the highest first.
         visit: The visit it ran in.
         state: Its state.
         status: "intended": it may or may not have run, it is in doubt; "done": it succeeded; "undone": it was
@@ -188,6 +190,7 @@ class CompensationRecord(NamedTuple):
         error: What its compensation failed with.
     """
 
+    number: int
     visit: int
     state: str
     status: str

@@ -32,10 +32,8 @@ _BOOT = (
 class KeeperClient:
     """A running keeper. All methods but `fileno` expect the pool's lock to be held."""
 
-    def __init__(self, env: Mapping[str, str], max_workers: int, threads_per_worker: int) -> None:
-        inherited = os.environ.get(_procs.TOKEN)
-        own = secrets.token_hex(8)
-        self.token = f"{inherited}.{own}" if inherited else own
+    def __init__(self, token: str, env: Mapping[str, str], max_workers: int, threads_per_worker: int) -> None:
+        self.token = f"{token}.{secrets.token_hex(8)}"
         self.sock, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # The keeper watches its launcher by this; a pipe's end could be held by a forked child.
         launcher = os.pidfd_open(os.getpid())

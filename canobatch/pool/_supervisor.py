@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
+import math
 import os
 import select
 import threading
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from canobatch.pool.backend import Call, Event
     from canobatch.pool.pool import WorkerPool
 
+_log = logging.getLogger(__name__)
+
 #: Seconds between looks at the memory of calls that have a limit.
 _MEMORY_EVERY = 0.05
 #: Seconds between looks at whether calls wait behind a long one while others are idle.
@@ -36,6 +40,11 @@ _REBALANCE_EVERY = 0.005
 _KILL_PATIENCE = 6.0
 #: A call that was given so often to workers that died before beginning it counts as lost.
 _MOST_SENDS = 3
+
+#: Seconds in which outcomes gather while every worker that is heard from still holds more than so many calls.
+#: Waking up for each costs this process, and the workers, more than reading it.
+_GATHER = 0.0001
+_PLENTY = 32
 
 _DUE, _OVERDUE_KILL = range(2)
 
@@ -56,6 +65,8 @@ class Supervisor:
         self._sleeps_until = 0.0
         self._must_stop = False
         self._is_worth_rebalancing = False
+        #: The fewest calls that a worker holds, of those whose outcomes have just been read.
+        self._fewest = math.inf
         self._thread = threading.Thread(target=self._serve, name="canobatch-supervisor", daemon=True)
         for fd in (self._wake_fd, keeper.sock.fileno(), keeper.pidfd):
             self._epoll.register(fd, select.EPOLLIN)
@@ -142,6 +153,9 @@ class Supervisor:
     def _serve(self) -> None:
         try:
             while not self._must_stop:
+                if _PLENTY < self._fewest < math.inf:
+                    _clock.sleep(_GATHER)
+                self._fewest = math.inf
                 for fd, event in self._epoll.poll(self._sleep()):
                     if fd == self._wake_fd:
                         with suppress(BlockingIOError):
@@ -154,6 +168,14 @@ class Supervisor:
                     elif fd in self._by_fd:
                         self._serve_worker(self._by_fd[fd], event)
                 self._mind_the_clock()
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody shall wait for it
+            # Ours to mend; meanwhile nobody shall wait for a thread that is gone.
+            _log.exception("the supervisor of a pool failed")
+            failure = WorkerLostError(
+                f"the pool's supervisor failed: {type(error).__name__}: {error}; make another pool"
+            )
+            with self._pool.lock:
+                deliver(self._pool.break_lanes(failure))
         finally:
             self._epoll.close()
             os.close(self._wake_fd)
@@ -215,6 +237,7 @@ class Supervisor:
             return []
         self._memory.pop(handle, None)
         events = self._pool.take_outcomes(handle, outcomes)
+        self._fewest = min(self._fewest, len(handle.window))
         self._is_worth_rebalancing = self._is_worth_rebalancing or len(handle.window) > 1 or handle.is_held
         return events
 

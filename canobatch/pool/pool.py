@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 import threading
 import weakref
 from collections import deque
@@ -84,6 +85,9 @@ class WorkerPool:
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
         self._env = dict(env or {})
+        inherited, own = os.environ.get(_procs.TOKEN), secrets.token_hex(8)
+        #: Everything that this pool starts carries it in its environment, or an extension of it.
+        self.token = f"{inherited}.{own}" if inherited else own
         self._threads_per_worker = threads_per_worker
         self._max_tasks = max_tasks_per_worker
         self._setup = b"" if initializer is None else pack_definition(initializer, "the pool's initializer")
@@ -371,7 +375,7 @@ class WorkerPool:
                 "a pool inside a worker of a nested pool is one level too deep; run the innermost tasks in the "
                 'parent (TaskConfig(where="parent")) or flatten the workflow'
             )
-        self._keeper = KeeperClient(self._env, self._fleet.max_workers or 0, self._threads_per_worker or 0)
+        self._keeper = KeeperClient(self.token, self._env, self._fleet.max_workers or 0, self._threads_per_worker or 0)
         self._supervisor = Supervisor(self, self._keeper)
         self._fleet.is_open = True
         self._supervisor.start()

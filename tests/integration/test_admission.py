@@ -34,6 +34,7 @@ from canobatch.errors import (
     WorkerLostError,
     WorkflowTimeoutError,
 )
+from canobatch.journal import SqliteJournal
 from canobatch.models import More, Pending, PollTask, Ready, SteppedTask
 from tests.support.branches import FOREVER, Act, await_marks, mark, marks, ran, split_of, statuses
 from tests.support.tasks import assert_works, square
@@ -567,3 +568,35 @@ def test_each_poll_of_a_model_waits_for_the_limiter():
     started = time.monotonic()
     assert Workflow("w").register("s", task).add_exit_state("end").orchestrate("s") == "end"
     assert task.polls[2] - started >= 0.1 - 0.001
+
+
+# ---------------------------------------------------------------- resume
+
+
+def fails_while_marked(ctx, item):
+    if Path(item, "broken").exists() and ctx.branch == 2:
+        raise OSError
+    return ctx.branch
+
+
+def test_what_was_recorded_asks_nobody_again(tmp_path):
+    """A resumed split pays for the branch that is run again, not for those that are kept."""
+    window = WindowedRateLimiter(100, NEVER)
+    flow = Workflow("w", journal=SqliteJournal(tmp_path / "journal")).register_map(
+        "s",
+        fails_while_marked,
+        [str(tmp_path)] * 4,
+        JoinConfig(JoinStrategy.all(), "end", into="v"),
+        config=TaskConfig(rate_limiter=window),
+    )
+    mark(tmp_path, "broken")
+    with WorkerPool(2) as pool:
+        run = flow.add_exit_state("end").start("s", pool=pool)
+        with pytest.raises(JoinError):
+            run.wait(60)
+        assert window.used == 4
+        Path(tmp_path, "broken").unlink()
+        resumed = flow.start_resume(run.id, pool=pool)
+        assert resumed.wait(60) == "end"
+    assert resumed.store.get("v") == [0, 1, 2, 3]
+    assert window.used == 5

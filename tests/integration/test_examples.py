@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 from ast import literal_eval
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.conftest import RunScript
+    from tests.conftest import RunScript, StartScript
 
 RunExample = Callable[..., subprocess.CompletedProcess[str]]
 OutputOf = Callable[..., str]
@@ -113,6 +114,39 @@ def test_queue_consumer(output_of: OutputOf) -> None:
     first, last = (sum(n * n for n in range(number)) for number in (100, 124))
     assert results == f"first and last result: {first}, {last}"
     assert summary == "consumed 25 items in 4 batches"
+
+
+def test_crash_and_resume(output_of: OutputOf) -> None:
+    """A run that was killed at half of 60 branches keeps at least that half, and does the rest."""
+    first, second, _, last = output_of("crash_and_resume.py").splitlines()
+    assert first == "the first process ended with SIGKILL"
+    assert second.startswith("run demo is interrupted; recorded: ")
+    words = last.split()
+    assert words[:3] == ["resumed", "to", "DONE:"]
+    kept, done, again = int(words[3]), int(words[6]), int(words[8])
+    assert kept >= 30
+    assert kept + done == 60
+    assert again <= done
+
+
+def test_scheduled_etl(output_of: OutputOf) -> None:
+    """Three runs of the pipeline, by a clock that is quick, load twelve orders each; the nightly one is known."""
+    nightly, demo, other, summary = output_of("scheduled_etl.py", "--interval", "0.2").splitlines()
+    assert nightly.count(":30 UTC") == 2
+    runs = int(demo.removeprefix("demo: completed, ").removesuffix(" runs"))
+    assert runs >= 3
+    assert other == "nightly: idle, 0 runs"
+    assert summary.startswith(f"{runs} runs loaded {12 * runs} orders worth ")
+
+
+def test_scheduled_etl_served(start_script: StartScript) -> None:
+    """With --serve it goes on until SIGTERM, and then comes to its end."""
+    script = start_script(EXAMPLES / "scheduled_etl.py", "--serve", "--interval", "0.2")
+    script.wait_for("serving 2 flows")
+    script.process.send_signal(signal.SIGTERM)
+    assert script.process.wait(60) == 0
+    assert "orders worth" in last_line(script.stdout)
+    assert script.survivors(within=3.0) == {}
 
 
 def test_circuit_breaker(output_of: OutputOf) -> None:
@@ -252,6 +286,11 @@ def test_made_books_give_the_same_report_twice(books_report: Callable[..., Repor
         f"12 books in 3 batches: {first['statistics']['total_words']} words, "
         f"{first['statistics']['total_unique_prepositions']} of 35 prepositions"
     )
+
+
+def test_books_analysed_by_flows_give_the_same_report(books_report: Callable[..., Report]) -> None:
+    """Each batch as a manual flow of one scheduler, triggered, awaited and reduced: nothing else comes out."""
+    assert books_report("--scheduled") == books_report()
 
 
 def test_rankings_break_ties_by_title(books_report: Callable[..., Report]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -51,10 +52,10 @@ TAKER = """if True:
 """
 
 
-def start_taker(home):
+def start_taker(home, *prefix):
     """Start a process that takes runs over as it is told."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", TAKER, str(home)]
+    command = [*prefix, sys.executable, "-c", TAKER, str(home)]
     return subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1)
 
 
@@ -80,6 +81,36 @@ def test_of_two_processes_that_take_a_run_over_one_wins(tmp_path):
             winner = [answer[0] for answer in answers].index("won")
             assert answers[winner] == ["won", "2"]
             assert answers[1 - winner][1] in {str(takers[winner].pid), str(os.getpid())}
+            for taker in takers:
+                tell(taker, "close")
+                assert taker.stdout.readline() == "closed\n"
+    finally:
+        for taker in takers:
+            taker.stdin.close()
+            taker.wait(30)
+            taker.stdout.close()
+
+
+def test_an_owner_in_another_pid_namespace_keeps_its_run(tmp_path):
+    """Two containers on one volume: neither sees the other's process, and still only one has the run."""
+    prefix = ["unshare", "--pid", "--fork", "--kill-child"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*prefix, "true"], check=False, capture_output=True).returncode
+    ):
+        pytest.skip("pid namespaces need unshare and root")
+    journal = SqliteJournal(tmp_path)
+    takers = [start_taker(tmp_path, *prefix), start_taker(tmp_path, *prefix)]
+    try:
+        for taker in takers:
+            assert taker.stdout.readline() == "ready\n"
+        for number in range(5):
+            journal.begin(new_run(f"r{number}")).close()
+            for taker in takers:
+                tell(taker, f"r{number}")
+            answers = [taker.stdout.readline().split() for taker in takers]
+            assert sorted(answer[0] for answer in answers) == ["lost", "won"]
+            assert journal.runs()[0].status is RunStatus.RUNNING
             for taker in takers:
                 tell(taker, "close")
                 assert taker.stdout.readline() == "closed\n"

@@ -33,6 +33,7 @@ from canobatch.errors import (
     WorkflowError,
     WorkflowTimeoutError,
 )
+from canobatch.journal import SqliteJournal
 from canobatch.models import BatchTask, CompensatableTask
 from tests.support.branches import FOREVER, await_marks, mark, marks
 from tests.support.tasks import assert_works
@@ -281,6 +282,33 @@ def test_w15_a_run_that_ends_with_the_process_is_torn_down(run_script):
     """A script that does not wait for its run in the background still gives back what it held."""
     done = run_script(ABANDONED)
     assert (done.returncode, done.stdout) == (0, "db down\n")
+
+
+FORKED = """
+import os, sys, threading
+from canobatch import Resource, Workflow
+
+class Db(Resource):
+    def teardown(self): print("db down", flush=True)
+
+inside, go_on = threading.Event(), threading.Event()
+flow = Workflow("w", resources={"db": Db()})
+flow.register("s", lambda: inside.set() or go_on.wait() and "end").add_exit_state("end")
+run = flow.start("s")
+inside.wait()
+pid = os.fork()
+if pid == 0:
+    sys.exit(0)
+print("child", os.waitpid(pid, 0)[1], flush=True)
+go_on.set()
+run.wait()
+"""
+
+
+def test_a_forked_child_tears_down_nothing(run_script):
+    """A child of the launcher that ends normally leaves alone what its parent's run holds."""
+    done = run_script(FORKED)
+    assert done.stdout == "child 0\ndb down\n"
 
 
 # ---------------------------------------------------------------- in a worker
@@ -625,3 +653,58 @@ def test_w14_the_items_of_a_batch_have_their_worker_s_resources(tmp_path):
         used = run.store.get("used")
         assert len(used) == 8
         assert begins(tmp_path, "up") == sorted(f"up-loaded-{pid}-0" for pid in {pid for pid, _ in used})
+
+
+# ---------------------------------------------------------------- resume
+
+
+def test_a_resumed_run_sets_its_resources_up_anew(tmp_path):
+    """Set up and torn down by the run that failed, and again by the one that goes on."""
+    resources, notes = two()
+    broken = [OSError]
+
+    def task(ctx):
+        notes.append(ctx.resource("a").name)
+        if broken:
+            raise broken.pop()
+        return "end"
+
+    flow = Workflow("w", resources=resources, journal=SqliteJournal(tmp_path)).register("s", task)
+    run = flow.add_exit_state("end").start("s")
+    with pytest.raises(TaskError):
+        run.wait(60)
+    assert flow.resume(run.id) == "end"
+    assert notes == ["up a", "up b", "a", "down b", "down a"] * 2
+
+
+def test_a_setup_that_fails_on_resume_leaves_a_run_that_can_be_resumed(tmp_path):
+    """What was recorded stays; when the resource can be had again, the run goes on."""
+    fate = {"task": OSError, "setup": None}
+    entered = []
+
+    class Db(Resource):
+        def setup(self):
+            if fate["setup"]:
+                raise fate["setup"]
+
+    def first():
+        entered.append("first")
+        return "second"
+
+    def second():
+        entered.append("second")
+        if fate["task"]:
+            raise fate["task"]
+        return "end"
+
+    flow = Workflow("w", resources={"db": Db()}, journal=SqliteJournal(tmp_path))
+    flow.register("first", first).register("second", second).add_exit_state("end")
+    run = flow.start("first")
+    with pytest.raises(TaskError):
+        run.wait(60)
+    fate.update(task=None, setup=OSError("no such host"))
+    with pytest.raises(ResourceError, match="no such host"):
+        flow.resume(run.id)
+    fate["setup"] = None
+    assert flow.resume(run.id) == "end"
+    assert entered == ["first", "second", "second"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -145,7 +146,7 @@ def test_a_killed_process_is_resumed_by_another(number, shared_pool, run_script,
 
 
 THOUSAND = """if True:
-    import sys
+    import os, sys, time
     from canobatch import JoinConfig, JoinStrategy, WorkerPool, Workflow
     from canobatch.journal import SqliteJournal
     from tests.support.journaled import mark
@@ -154,6 +155,8 @@ THOUSAND = """if True:
 
     def work(ctx, item):
         mark(place, item)
+        while item >= 900 and not os.path.exists(place + "/resuming"):
+            time.sleep(0.01)
         ctx.store.add("sum", item)
         return item * 2
 
@@ -193,6 +196,7 @@ def test_accepted_branches_of_a_big_split_are_not_run_again(start_script, run_sc
     before = marks(tmp_path)
     assert 700 <= len(recorded) < 1000
     assert {int(line) for line in script.stdout.split()} <= recorded, "an observer heard of what was not durable"
+    (tmp_path / "resuming").touch()
     done = run_script(THOUSAND, tmp_path, "resume")
     assert "resumed" in done.stdout, done.stderr
     after = marks(tmp_path)
@@ -448,6 +452,35 @@ def test_a_run_with_a_living_owner_is_left_alone(shared_pool, tmp_path):
     (tmp_path / "go").touch()
     assert run.wait() == "DONE"
     assert set(marks(tmp_path).values()) == {1}
+
+
+def test_of_two_who_resume_one_wins(shared_pool, tmp_path, points):
+    """Resumed by two at once, a run goes on once: the other is told, and nothing runs twice."""
+    for number in range(8):
+        place = tmp_path / str(number)
+        place.mkdir()
+        journal = SqliteJournal(place / "home")
+        interrupt(simple(place, journal), points, shared_pool, ("journal.write.before", 1))
+        before = marks(place)
+        barrier, runs, lost = threading.Barrier(2), [], []
+
+        def race():
+            barrier.wait()
+            try:
+                runs.append(simple(place, journal).start_resume("r", pool=shared_pool))
+            except RunInUseError as error:
+                lost.append(error)
+
+        threads = [threading.Thread(target=race) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [run.wait() for run in runs] == ["DONE"] * len(runs)
+        # Who comes when the other is through gets its end.
+        assert len(runs) + len(lost) == 2
+        assert len(runs) >= 1
+        assert set((marks(place) - before).values()) == {1}
 
 
 def test_what_cannot_be_resumed_is_said(shared_pool, tmp_path, points):

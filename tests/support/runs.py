@@ -50,7 +50,8 @@ def essence(recovered):
         "visits": [visit._replace(entered_at=0.0, left_at=None) for visit in recovered.visits],
         "store": dict(recovered.store),
         "cursors": dict(recovered.cursors),
-        "compensations": list(recovered.compensations),
+        # In order, but a number may be given again after a withdrawal.
+        "compensations": [one._replace(number=0) for one in recovered.compensations],
         "rollback": recovered.rollback,
         "state": recovered.state,
         "error": recovered.error,
@@ -136,14 +137,14 @@ def story(run):
     yield "step committed"
     run.commit(Commit(4, "STEP", "RESERVE", is_cleared=True, entries=entries(sum=11)))
     yield "steps committed"
-    run.intend(5, "RESERVE")
+    number = run.intend(5, "RESERVE")
     yield "intended"
-    run.commit(Commit(5, "RESERVE", "SHIP", output=b"reservation"))
+    run.commit(Commit(5, "RESERVE", "SHIP", outputs={number: b"reservation"}))
     yield "compensatable committed"
-    run.intend(6, "SHIP")
-    run.withdraw(6).wait()
+    again = run.intend(6, "SHIP")
+    run.withdraw(again).wait()
     yield "withdrawn"
     run.begin_rollback(record_error(RuntimeError("no ship")))
     yield "rollback begun"
-    run.end_compensation(5)
+    run.commit(Commit(6, "SHIP", None, entries=entries(undone=1), undone=number))
     yield "compensated"

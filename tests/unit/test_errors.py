@@ -24,6 +24,7 @@ FACTS = {"state": "S", "branch": 3, "attempt": 2, "path": ["A", "S"], "traceback
         (e.StoreTypeError, TypeError),
         (e.StoreFullError, MemoryError),
         (e.PoolClosedError, RuntimeError),
+        (e.UnknownFlowError, KeyError),
     ],
 )
 def test_the_builtin_a_caller_would_catch_is_mixed_in(cls, builtin):
@@ -43,6 +44,7 @@ def test_the_builtin_a_caller_would_catch_is_mixed_in(cls, builtin):
         (e.TaskError, [e.CircuitOpenError]),
         (e.ResourceError, [e.ResourceLookupError]),
         (e.StoreError, [e.StoreKeyError, e.StoreTypeError, e.StoreFullError, e.CommitError]),
+        (e.SchedulerError, [e.UnknownFlowError, e.FlowOverlapError, e.FlowPausedError, e.FlowTrippedError]),
     ],
 )
 def test_errors_come_in_families(family, members):

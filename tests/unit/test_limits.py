@@ -297,6 +297,9 @@ def test_by_hand_it_waits_until_there_is_enough():
     window = WindowedRateLimiter(1, 0.02)
     for _ in range(3):
         window.acquire(timeout=60.0)
+    both = MultiRateLimiter({"bucket": bucket, "window": window})
+    for _ in range(3):
+        both.acquire(timeout=60.0)
 
 
 @pytest.mark.parametrize(
@@ -370,6 +373,30 @@ def test_who_waits_for_a_place_gets_it_when_it_comes_free():
     thread.join(60.0)
     assert len(got) == 1
     assert places.free == 1
+
+
+class Holds:
+    """Gives its permit back when it goes, and is in a cycle with itself."""
+
+    def __init__(self, permit):
+        self.permit, self.itself = permit, self
+
+    def __del__(self):
+        self.permit.release()
+
+
+def test_finalizers_may_give_permits_back_at_any_moment():
+    """Garbage is collected in the midst of operations; what it holds returns without a deadlock."""
+    places = Semaphore(3)
+    before = gc.get_threshold()
+    gc.set_threshold(1, 1, 1)
+    try:
+        for _ in range(300):
+            Holds(places.acquire(timeout=60.0))
+    finally:
+        gc.set_threshold(*before)
+    gc.collect()
+    assert places.free == 3
 
 
 # ---------------------------------------------------------------- settings

@@ -177,17 +177,17 @@ def test_fresh_attempts_follow_those_of_an_earlier_life(journal):
     again.close()
 
 
-def test_the_same_attempt_twice_is_refused(journal):
-    """Recording an attempt again is an error, and what was there stays."""
+def test_attempts_may_be_counted_anew(journal):
+    """Attempts of one number are all kept, in the order in which they were made."""
     run = journal.begin(new_run())
-    run.record(success(1, 0, b"first")).wait()
-    with pytest.raises(JournalError) as caught:
-        run.record(success(1, 0, b"second")).wait()
-    assert caught.value.reason == "duplicate"
+    run.record(failure(1, 0, text="first"))
+    run.record(failure(1, 0, text="second"))
     run.close()
-    again, _ = take_over(journal)
-    assert [attempt.value for attempt in again.attempts(1)] == [b"first"]
-    again.close()
+    run, _ = take_over(journal)
+    run.record(success(1, 0, b"third")).wait()
+    found = [(one.life, one.attempt, one.error and one.error.text, one.value) for one in run.attempts(1)]
+    assert found == [(1, 1, "first", None), (1, 1, "second", None), (2, 1, None, b"third")]
+    run.close()
 
 
 def test_the_same_visit_twice_is_refused(journal):
@@ -205,35 +205,41 @@ def test_the_same_visit_twice_is_refused(journal):
 def test_a_compensation_goes_from_intent_to_undone(journal):
     """Intents, outputs, the rollback's reason and each compensation's end come back in order."""
     run = journal.begin(new_run())
-    run.intend(1, "RESERVE")
-    run.commit(Commit(1, "RESERVE", "PAY", output=LARGE))
-    run.commit(Commit(2, "PAY", "SHIP", output=b"payment"))
-    run.intend(3, "SHIP")
+    reserve = run.intend(1, "RESERVE")
+    run.commit(Commit(1, "RESERVE", "PAY", outputs={reserve: LARGE}))
+    doubt, pay = run.intend(2, "PAY"), run.intend(2, "PAY")
+    run.commit(Commit(2, "PAY", "SHIP", outputs={pay: b"payment"}))
+    ship = run.intend(3, "SHIP")
+    assert reserve < doubt < pay < ship
     run.close()
     run, recovered = take_over(journal)
     assert recovered.rollback is None
     assert recovered.compensations == (
-        CompensationRecord(1, "RESERVE", "done", LARGE),
-        CompensationRecord(2, "PAY", "done", b"payment"),
-        CompensationRecord(3, "SHIP", "intended"),
+        CompensationRecord(reserve, 1, "RESERVE", "done", LARGE),
+        CompensationRecord(doubt, 2, "PAY", "intended"),
+        CompensationRecord(pay, 2, "PAY", "done", b"payment"),
+        CompensationRecord(ship, 3, "SHIP", "intended"),
     )
     why, again = record_error(RuntimeError("no ship")), record_error(OSError("bank closed"))
-    run.withdraw(3)
+    run.withdraw(ship)
     run.begin_rollback(why)
-    run.end_compensation(2, again)
+    run.end_compensation(pay, again)
+    run.end_compensation(doubt)
     run.close()
     run, recovered = take_over(journal)
     assert recovered.rollback == why
     assert recovered.compensations == (
-        CompensationRecord(1, "RESERVE", "done", LARGE),
-        CompensationRecord(2, "PAY", "failed", b"payment", again),
+        CompensationRecord(reserve, 1, "RESERVE", "done", LARGE),
+        CompensationRecord(doubt, 2, "PAY", "undone"),
+        CompensationRecord(pay, 2, "PAY", "failed", b"payment", again),
     )
-    run.end_compensation(2)
-    run.end_compensation(1)
+    run.end_compensation(pay)
+    run.commit(Commit(3, "SHIP", None, entries=entries(free=1), undone=reserve))
     run.end(RunStatus.ROLLED_BACK, state="SHIP", error=why)
     _, recovered = take_over(journal)
     assert (recovered.status, recovered.is_resumable, recovered.error) == (RunStatus.ROLLED_BACK, False, why)
-    assert [(one.status, one.error) for one in recovered.compensations] == [("undone", None), ("undone", None)]
+    assert {(one.status, one.error) for one in recovered.compensations} == {("undone", None)}
+    assert recovered.store == entries(free=1)
 
 
 def test_the_whole_story_comes_back_at_every_step(journal):
@@ -391,7 +397,7 @@ def test_one_run_s_history_has_its_visits_attempts_and_errors(journal):
     run.record(failure(1, 0, 1, "retried"))
     run.record(success(1, 0, attempt=2, operations=(put("x", 1),)))
     run.commit(Commit(1, "LOAD", "RESERVE", attempts=2, total=1, duration=1.5))
-    run.intend(2, "RESERVE")
+    number = run.intend(2, "RESERVE")
     history = journal.run("r")
     assert history.summary.status is RunStatus.RUNNING
     assert [(visit.state, visit.attempts, visit.duration) for visit in history.visits] == [
@@ -403,7 +409,7 @@ def test_one_run_s_history_has_its_visits_attempts_and_errors(journal):
         ("succeeded", None, 0.5),
     ]
     assert history.attempts[0].error.text == "no such word"
-    assert history.compensations == (CompensationRecord(2, "RESERVE", "intended"),)
+    assert history.compensations == (CompensationRecord(number, 2, "RESERVE", "intended"),)
     run.close()
     assert journal.run("r").summary.status is RunStatus.INTERRUPTED
 

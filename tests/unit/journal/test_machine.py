@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -60,10 +61,13 @@ class Journals(RuleBasedStateMachine):
     def commit(self, changed, cleared, leaves, output, skips):
         """Commit a visit, or a step of it; sometimes routers lie behind it."""
         following = "NEXT" if leaves else None
-        commit = Commit(
-            self.visit, "HERE", following, is_cleared=cleared, entries=changed, attempts=self.number, output=output
-        )
-        self.each(lambda run: run.commit(commit))
+        commit = Commit(self.visit, "HERE", following, is_cleared=cleared, entries=changed, attempts=self.number)
+
+        def call(run):
+            outputs = {} if output is None else {run.intend(self.visit, "HERE"): output}
+            run.commit(replace(commit, outputs=outputs))
+
+        self.each(call)
         if leaves:
             self.visit += 1 + skips
             if skips:
@@ -73,9 +77,13 @@ class Journals(RuleBasedStateMachine):
     @rule(withdraws=st.booleans())
     def intend(self, withdraws):
         """Intend to run something that can be compensated."""
-        self.each(lambda run: run.intend(self.visit, "HERE"))
-        if withdraws:
-            self.each(lambda run: run.withdraw(self.visit))
+
+        def call(run):
+            number = run.intend(self.visit, "HERE")
+            if withdraws:
+                run.withdraw(number)
+
+        self.each(call)
 
     @precondition(lambda self: self.is_open)
     @rule()

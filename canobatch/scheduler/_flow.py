@@ -1,0 +1,444 @@
+"""LiveFlow: a flow under a scheduler: what is due, what runs, what waits.
+
+Everything here happens under the scheduler's lock, in steps that the ledger makes whole. When something is due is
+not decided here, but in `flows`. A run is written down first and begins after: `begin_runs` ends each step.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from canobatch import _procs
+from canobatch.definition import label
+from canobatch.errors import (
+    FlowOverlapError,
+    FlowPausedError,
+    FlowTrippedError,
+    RunCancelledError,
+)
+from canobatch.scheduler.flows import (
+    FlowState,
+    FlowStatus,
+    SkipReason,
+    Verdict,
+    info_of,
+    next_tick,
+    resolve_overlap,
+    settle_due,
+    start_delay,
+)
+from canobatch.scheduler.ledger import Claim, FlowRecord, Waiting
+from canobatch.scheduler.schedules import Interval
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from canobatch.engine import Run
+    from canobatch.pool import Backend
+    from canobatch.scheduler.clock import Clock
+    from canobatch.scheduler.flows import FlowInfo, Missed, Overlap
+    from canobatch.scheduler.ledger import Ledger
+    from canobatch.scheduler.pings import Pinger
+    from canobatch.scheduler.spec import FlowSpec
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What all flows of a scheduler use.
+
+    Attributes:
+        owner: This process, in words.
+        pool: Gives where runs run.
+        tell: Is given each record once it is written.
+        on_end: Is called in a run's own thread when it has ended.
+    """
+
+    clock: Clock
+    ledger: Ledger
+    pinger: Pinger
+    owner: str
+    pool: Callable[[], Backend]
+    random: Callable[[], float]
+    tell: Callable[[FlowRecord], None]
+    on_end: Callable[[LiveFlow, Run], None]
+
+
+class LiveFlow:
+    """A flow and its runs."""
+
+    def __init__(self, spec: FlowSpec, desk: Desk) -> None:
+        self.spec = spec
+        #: The runs that have begun and not ended, by id.
+        self.runs: dict[str, Run] = {}
+        #: The number of its alarm; any other alarm of this flow is void.
+        self.alarm = 0
+        self._desk = desk
+        self._ledger = desk.ledger
+        self._states = {label(each): each for each in (*spec.workflow.states, *spec.workflow.exit_states)}
+        #: Runs of triggers that wait for their turn, by id.
+        self._triggered: dict[str, Run] = {}
+        #: Runs that are written down and begin at the end of the step.
+        self._beginning: list[Run] = []
+        self._delay = timedelta(0)
+        anchor = self._ledger.enrol(spec.id, str(spec.schedule), desk.clock.now())
+        self.schedule = spec.schedule.anchored(anchor)
+        is_interval = isinstance(self.schedule, Interval)
+        #: Whether the next tick depends on the end of the run before.
+        self.is_relative = isinstance(self.schedule, Interval) and self.schedule.mode == "fixed_delay"
+        # The anchor of an interval may be a tick itself. Everything up to here is accounted for.
+        self._done_until = anchor - timedelta(microseconds=1) if is_interval else anchor
+        self._see_others()
+
+    @property
+    def id(self) -> str:
+        """The flow's id."""
+        return self.spec.id
+
+    @property
+    def state(self) -> FlowState:
+        """Where the flow stands."""
+        return replace(self._ledger.state(self.id), running=len(self.runs))
+
+    def put_state(self, state: FlowState) -> None:
+        """Write down where it stands."""
+        self._ledger.put_state(self.id, state)
+
+    def info(self) -> FlowInfo:
+        """Describe it."""
+        state = self.state
+        # A home knows states by their labels.
+        if state.last_state not in self._states.values():
+            state = replace(state, last_state=self._states.get(state.last_state, state.last_state))
+        if not self.runs and self._ledger.is_claimed(self.id):
+            state = replace(state, running=1)
+        info = info_of(self.id, state, self.schedule, self._done_until)
+        # With a fixed delay the next tick is known when the run has ended.
+        return replace(info, next_run=None) if self.is_relative and state.running else info
+
+    # -- ticks
+
+    def next_alarm(self) -> datetime | None:
+        """Return when to look for ticks again; draws the jitter of the tick that is next."""
+        if self.is_relative:
+            tick = None if self.runs else next_tick(self.schedule, self._done_until, self._ledger.state(self.id))
+        else:
+            tick = self.schedule.next_after(self._done_until)
+        if tick is None:
+            return None
+        self._delay = start_delay(self.spec.jitter, self._desk.random)
+        return tick + self._delay
+
+    def on_alarm(self) -> None:
+        """Deal with every tick that has come due."""
+        now = self._desk.clock.now()
+        spec = self.spec
+        self._see_others()
+        if self.is_relative and not self.runs and self._ledger.is_claimed(self.id):
+            # Due when that run has ended.
+            self._done_until = now
+            return
+        due = settle_due(
+            self.schedule, self._done_until, now - self._delay, policy=spec.catchup, window=spec.catchup_window
+        )
+        if due is None:
+            return
+        self._done_until = now if self.is_relative else due.last
+        if due.missed is not None:
+            self._skip_missed(due.missed)
+        for tick in due.ticks:
+            if self._ledger.take_tick(self.id, tick):
+                self._on_tick(tick, now, is_one_of_many=len(due.ticks) > 1)
+
+    def _see_others(self) -> None:
+        """Take note of what other schedulers did of this flow, or an earlier one."""
+        done = self._ledger.state(self.id).ended_at if self.is_relative else self._ledger.last_tick(self.id)
+        if done is not None and done > self._done_until:
+            self._done_until = done
+
+    def _on_tick(self, tick: datetime, now: datetime, *, is_one_of_many: bool) -> None:
+        if reason := self.state.refusal(now):
+            self._skip(tick, reason)
+            return
+        overlap = self._resolve_overlap()
+        if overlap.verdict is Verdict.START:
+            self._begin(Waiting(tick))
+        elif is_one_of_many:
+            # Those that are caught up run one after the other; they are not in each other's way.
+            self._wait_for_turn(Waiting(tick))
+        elif overlap.verdict is Verdict.SKIP:
+            self._skip(tick, SkipReason.OVERLAP)
+        else:
+            self._make_way(overlap)
+            self._wait_for_turn(Waiting(tick))
+        self.begin_waiting()
+
+    def _resolve_overlap(self) -> Overlap:
+        """Say what is done with something that is due; if that is to start, the flow is claimed."""
+        running = len(self.runs)
+        if not running and self.spec.overlap != "allow":
+            running = 0 if self._claim() else 1
+        return resolve_overlap(self.spec.overlap, running, self._ledger.waiting(self.id))
+
+    def _skip(self, tick: datetime | None, reason: SkipReason, run_id: str | None = None) -> None:
+        self._record("skipped", tick=tick, reason=reason, run_id=run_id)
+
+    def _skip_missed(self, missed: Missed) -> None:
+        if self._ledger.take_tick(self.id, missed.last):
+            until = missed.last if missed.count != 1 else None
+            self._record("skipped", tick=missed.first, until=until, count=missed.count, reason=SkipReason.MISSED)
+
+    # -- claims
+
+    def _claim(self) -> bool:
+        """Claim the flow, and clear away what a holder left that is no more."""
+        if not self._ledger.claim(self.id):
+            return False
+        left = self._ledger.left_over(self.id)
+        if left is not None:
+            _log.warning("flow %r: run %s was interrupted by the end of %s", self.id, left.run_id, left.owner)
+            if left.token:
+                _procs.kill_marked(left.token)
+            text = f"interrupted by the end of {left.owner}"
+            self.put_state(self.state.cancelled(None, None, text, now=self._desk.clock.now()))
+            self._ledger.describe_claim(self.id, None)
+            self._record("interrupted", run_id=left.run_id, reason=text)
+            self._go_on(left.run_id)
+        return not self.runs
+
+    def _go_on(self, run_id: str) -> None:
+        """Resume or restart what was interrupted, if that is asked for."""
+        spec = self.spec
+        if spec.on_interrupted == "leave" or self.state.refusal(self._desk.clock.now()):
+            return
+        try:
+            if spec.on_interrupted == "restart":
+                run = self._make_run(spec.params)
+            else:
+                run = spec.workflow.start_resume(
+                    run_id, pool=self._desk.pool(), where="worker", timeout=spec.timeout, begins=False
+                )
+        except Exception as error:  # noqa: BLE001 - as in `_begin`; the flow goes on with its next tick
+            _log.exception("flow %r could not %s run %s", self.id, spec.on_interrupted, run_id)
+            self._record("failed", run_id=run_id, reason=_text(error))
+        else:
+            self._begin(Waiting(run_id=run.id), run)
+
+    def _release(self) -> None:
+        """Give the claim back, if there is one and nothing runs."""
+        if not self.runs and self._ledger.holds(self.id):
+            self._ledger.describe_claim(self.id, None)
+            self._ledger.release(self.id)
+
+    # -- triggers
+
+    def trigger(self, params: Any) -> Run:
+        """Begin a run by hand, or let it wait, as the overlap policy says.
+
+        Raises:
+            FlowPausedError: The flow is paused.
+            FlowTrippedError: It has tripped.
+            FlowOverlapError: It runs, and the policy lets nothing more begin or wait.
+            ConfigurationError: The parameters do not fit.
+        """
+        state = self.state
+        if state.is_paused:
+            raise FlowPausedError(f"flow {self.id!r} is paused; call unpause_flow({self.id!r}) first", flow=self.id)
+        if state.rest is FlowStatus.TRIPPED:
+            raise FlowTrippedError(
+                f"flow {self.id!r} has tripped after {state.failure_streak} failures in a row "
+                f"(the last: {state.last_error}); call reset_flow({self.id!r}) first",
+                flow=self.id,
+            )
+        params = self.spec.params if params is None else params
+        self.spec.workflow.validate_params(params)
+        overlap = self._resolve_overlap()
+        if overlap.verdict is Verdict.SKIP:
+            self.begin_waiting()
+            raise self._overlap_error()
+        run = self._make_run(params)
+        if overlap.verdict is Verdict.START:
+            self._begin(Waiting(run_id=run.id), run)
+        else:
+            self._make_way(overlap)
+            self._triggered[run.id] = run
+            self._wait_for_turn(Waiting(run_id=run.id))
+            self.begin_waiting()
+        return run
+
+    def _overlap_error(self) -> FlowOverlapError:
+        runs = f"run {', '.join(self.runs)}" if self.runs else "in another process"
+        waits = ", and one run waits already" if self._ledger.waiting(self.id) else ""
+        return FlowOverlapError(
+            f"flow {self.id!r} is running ({runs}){waits}; wait for it, cancel it, or give the flow another overlap "
+            f"policy than {self.spec.overlap!r}",
+            flow=self.id,
+            run_ids=list(self.runs),
+        )
+
+    # -- runs
+
+    def _make_run(self, params: Any) -> Run:
+        spec = self.spec
+        return spec.workflow.start(
+            spec.initial, pool=self._desk.pool(), params=params, where="worker", timeout=spec.timeout, begins=False
+        )
+
+    def _begin(self, waiting: Waiting, run: Run | None = None) -> None:
+        """Write down that a run begins; it does when the step has been made."""
+        now = self._desk.clock.now()
+        try:
+            if run is None:
+                run = self._make_run(self.spec.params)
+        except Exception as error:  # noqa: BLE001 - a definition was changed, or parameters are made by others' code
+            _log.exception("flow %r could not begin a run", self.id)
+            self.put_state(self._failed(self.state.begun(now), None, 0.0, error))
+            self._record("failed", tick=waiting.tick, reason=_text(error))
+            self._ping("failure")
+            self._release()
+            return
+        self.put_state(self.state.begun(now))
+        self.runs[run.id] = run
+        if self.spec.overlap != "allow":
+            token = getattr(self._desk.pool(), "token", "")
+            self._ledger.describe_claim(self.id, Claim(run.id, self._desk.owner, token))
+        self._record("fired", tick=waiting.tick, run_id=run.id)
+        self._beginning.append(run)
+
+    def begin_runs(self) -> None:
+        """Begin what the step has written down."""
+        beginning, self._beginning = self._beginning, []
+        for run in beginning:
+            self._ping("start")
+            try:
+                run.begin()
+            except RuntimeError:
+                # It has ended with that error; it is taken note of like any other end.
+                _log.exception("flow %r could not begin run %s", self.id, run.id)
+            run.watch(partial(self._desk.on_end, self, run))
+
+    def undo(self) -> None:
+        """Forget what a step did that was not written down after all."""
+        for run in self._beginning:
+            self.runs.pop(run.id, None)
+            self._abandon(run, "it could not be written down")
+        self._beginning = []
+        if not self.runs:
+            self._ledger.release(self.id)
+
+    def _wait_for_turn(self, waiting: Waiting) -> None:
+        self._ledger.push(self.id, waiting)
+        self._record("queued", tick=waiting.tick, run_id=waiting.run_id)
+
+    def begin_waiting(self) -> None:
+        """Begin what waits, if nothing runs."""
+        while not self.runs and self._ledger.waiting(self.id) and self._claim():
+            waiting = self._ledger.pop(self.id)
+            if waiting is None:
+                break
+            reason = self.state.refusal(self._desk.clock.now())
+            if reason is None or (reason is SkipReason.BACKOFF and waiting.run_id is not None):
+                self._begin(waiting, self._triggered.pop(waiting.run_id or "", None))
+            else:
+                self._drop(waiting, reason)
+        self._release()
+
+    def look_after(self) -> None:
+        """Clear away what a holder left that is no more, and begin what waits."""
+        if not self.runs and self._claim():
+            self.begin_waiting()
+
+    def _make_way(self, overlap: Overlap) -> None:
+        if overlap.drops_waiting:
+            self.drop_waiting(SkipReason.REPLACED)
+        if overlap.ends_running is None:
+            return
+        if self.runs:
+            kills = overlap.ends_running == "kill"
+            self.cancel(f"a newer run of flow {self.id!r} takes its place", kills=kills)
+        else:
+            self._ledger.ask(self.id, overlap.ends_running)
+
+    def cancel(self, reason: str, *, kills: bool = False) -> None:
+        """Cancel what runs here, or do not even wait for compensatable tasks; returns at once."""
+        for run in list(self.runs.values()):
+            if kills:
+                run.kill(reason)
+            else:
+                run.cancel(reason)
+
+    def drop_waiting(self, reason: SkipReason, *, only_own: bool = False) -> None:
+        """Let nothing begin that waits; with ``only_own`` nothing that no other scheduler could take."""
+        while (waiting := self._ledger.pop(self.id, only_own=only_own)) is not None:
+            self._drop(waiting, reason)
+
+    def _drop(self, waiting: Waiting, reason: SkipReason) -> None:
+        self._skip(waiting.tick, reason, waiting.run_id)
+        run = self._triggered.pop(waiting.run_id or "", None)
+        if run is not None:
+            # Whoever waits for it is told.
+            self._abandon(run, f"it waited for its turn in flow {self.id!r}, and was dropped: {reason}")
+
+    @staticmethod
+    def _abandon(run: Run, reason: str) -> None:
+        """End a run that has not begun; whoever waits for it is told, and its journal."""
+        run.cancel(reason)
+        with suppress(RuntimeError):
+            run.begin()
+
+    def on_end(self, run: Run, *, begins_next: bool) -> None:
+        """Take note of the end of a run, and begin what waits for it."""
+        report = run.report()
+        error = run.error
+        now = self._desk.clock.now()
+        if error is None:
+            self.put_state(self.state.succeeded(report.state, report.duration, now=now))
+            self._record("finished", run_id=run.id, state=report.state)
+        elif isinstance(error, RunCancelledError):
+            self.put_state(self.state.cancelled(report.state, report.duration, _text(error), now=now))
+            self._record("cancelled", run_id=run.id, state=report.state, reason=_text(error))
+        else:
+            self.put_state(self._failed(self.state, report.state, report.duration, error))
+            self._record("failed", run_id=run.id, state=report.state, reason=_text(error))
+        self._ping("success" if error is None else "failure")
+        del self.runs[run.id]
+        if not self.runs:
+            self._ledger.describe_claim(self.id, None)
+        if self.is_relative:
+            self._done_until = now
+        if begins_next:
+            self.begin_waiting()
+        self._release()
+
+    def _failed(self, state: FlowState, last_state: Any, duration: float, error: BaseException) -> FlowState:
+        return state.failed(
+            last_state,
+            duration,
+            _text(error),
+            now=self._desk.clock.now(),
+            policy=self.spec.backoff,
+            random=self._desk.random,
+            pauses=self.spec.pause_on_failure,
+        )
+
+    # -- what is told
+
+    def _record(self, kind: Any, **facts: Any) -> None:
+        record = FlowRecord(self.id, self._desk.clock.now(), kind, **facts)
+        self._ledger.record(record)
+        self._desk.tell(record)
+
+    def _ping(self, what: Any) -> None:
+        if self.spec.ping_url is not None:
+            self._desk.pinger.ping(self.spec.ping_url, what)
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,446 @@
+"""RunningScheduler: the live side of a scheduler."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import os
+import queue
+import random
+import signal
+import socket
+import threading
+from collections import deque
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Self
+
+from canobatch import _clock, _procs
+from canobatch.errors import CanobatchError, SchedulerError, UnknownFlowError
+from canobatch.observe import Event
+from canobatch.scheduler._flow import Desk, LiveFlow
+from canobatch.scheduler.flows import FlowState, SkipReason
+from canobatch.scheduler.pings import Pinger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from datetime import datetime
+    from types import TracebackType
+
+    from canobatch.engine import Run
+    from canobatch.observe import Observer
+    from canobatch.pool import Backend
+    from canobatch.scheduler.clock import Clock
+    from canobatch.scheduler.flows import FlowInfo
+    from canobatch.scheduler.ledger import Command, FlowRecord, Ledger
+    from canobatch.scheduler.spec import FlowSpec
+
+_log = logging.getLogger(__name__)
+
+#: Of the seconds given to `stop`, those kept for what must be cancelled: a quarter, and at most these.
+_LAST_SECONDS = 5.0
+#: Seconds that what was cancelled gets in any case.
+_LEAST_SECONDS = 1.0
+
+#: After which a flow is looked at again whose ledger could not be written.
+_RETRY = timedelta(seconds=5)
+#: By how much a clock may go back without a word.
+_SET_BACK = timedelta(seconds=1)
+
+
+class RunningScheduler:
+    """A scheduler at work. Made by `Scheduler.start`; stop it, or use it as a context manager.
+
+    One thread waits for whatever is due next; runs have threads of their own. Every method may be called from
+    any thread.
+    """
+
+    def __init__(
+        self,
+        specs: Iterable[FlowSpec],
+        *,
+        ledger: Ledger,
+        clock: Clock,
+        pool: Callable[[], Backend],
+        observers: Sequence[Observer],
+    ) -> None:
+        self._clock = clock
+        self._ledger = ledger
+        self._observers = tuple(observers)
+        self._pinger = Pinger()
+        self._wake = threading.Condition()
+        self._alarms: list[tuple[datetime, int, LiveFlow]] = []
+        self._alarms_set = 0
+        self._latest = clock.now()
+        self._news: deque[FlowRecord] = deque()
+        self._events = 0
+        self._is_stopping = False
+        self._ended = threading.Event()
+        #: What wakes `serve`: the number of a signal, or None at the end.
+        self._for_server: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        #: Whether another scheduler of the home says that something was written; at first it may have been.
+        self._is_woken = True
+        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        desk = Desk(clock, ledger, self._pinger, owner, pool, random.random, self._tell, self._on_end)
+        with ledger.transaction():
+            self._flows = {spec.id: LiveFlow(spec, desk) for spec in specs}
+        self._thread = threading.Thread(target=self._run, name="canobatch-scheduler", daemon=True)
+        with self._wake:
+            for flow in self._flows.values():
+                self._set_alarm(flow)
+        ledger.listen(self._on_woken)
+        self._thread.start()
+
+    # -- flows
+
+    def trigger(self, id: str, params: Any = None) -> Run:
+        """Run a flow now, whatever its schedule; also in a backoff.
+
+        Args:
+            id: The flow.
+            params: The run's parameters; None: those of the flow.
+
+        Returns:
+            The run, to wait for. If the flow is running and its overlap policy is one of those that queue, the
+            run begins when its turn comes.
+
+        Raises:
+            UnknownFlowError: There is no such flow.
+            FlowPausedError: The flow is paused.
+            FlowTrippedError: The flow has tripped.
+            FlowOverlapError: The flow runs, and its overlap policy is to skip.
+            ConfigurationError: The parameters do not fit the workflow's.
+            SchedulerError: The scheduler has stopped.
+        """
+        with self._live_step(id) as flow:
+            return flow.trigger(params)
+
+    def status(self, id: str) -> FlowInfo:
+        """Describe a flow.
+
+        Raises:
+            UnknownFlowError: There is no such flow.
+        """
+        with self._wake:
+            return self._flow(id).info()
+
+    def list(self) -> Sequence[FlowInfo]:
+        """Describe all flows, in the order of their registration."""
+        with self._wake:
+            return [flow.info() for flow in self._flows.values()]
+
+    def history(self, id: str, limit: int = 100) -> Sequence[FlowRecord]:
+        """Return what happened to a flow, the newest ``limit`` records, oldest first.
+
+        Raises:
+            UnknownFlowError: There is no such flow.
+        """
+        with self._wake:
+            self._flow(id)
+        return self._ledger.history(id, limit)
+
+    def cancel_flow(self, id: str) -> None:
+        """Cancel what runs of a flow; does nothing if nothing does. What waits for its turn begins after it.
+
+        Raises:
+            UnknownFlowError: There is no such flow.
+        """
+        with self._wake:
+            self._flow(id).cancel(f"flow {id!r} was cancelled")
+
+    def reset_flow(self, id: str) -> None:
+        """Forget a flow's failures: it may run again after a backoff or a trip.
+
+        Raises:
+            UnknownFlowError: There is no such flow.
+        """
+        self._put_state(id, FlowState.reset)
+
+    def pause_flow(self, id: str) -> None:
+        """Let no run of a flow begin until it is unpaused; what runs goes on, and ticks are skipped.
+
+        Raises:
+            UnknownFlowError: There is no such flow.
+        """
+        self._put_state(id, FlowState.paused)
+
+    def unpause_flow(self, id: str) -> None:
+        """Let a paused flow run again, from its next tick on.
+
+        Raises:
+            UnknownFlowError: There is no such flow.
+        """
+        self._put_state(id, FlowState.unpaused)
+
+    def _put_state(self, id: str, change: Callable[[FlowState], FlowState]) -> None:
+        with self._live_step(id) as flow:
+            flow.put_state(change(flow.state))
+        self._ledger.wake_others()
+
+    @contextmanager
+    def _live_step(self, id: str) -> Iterator[LiveFlow]:
+        with self._wake:
+            self._flow(id)
+            if self._is_stopping:
+                raise SchedulerError(f"nothing can be done with flow {id!r}: the scheduler has been stopped", flow=id)
+            with self._step(id) as flow:
+                yield flow
+
+    @contextmanager
+    def _step(self, id: str) -> Iterator[LiveFlow]:
+        """One step of a flow: written down as a whole, and then its runs begin."""
+        with self._wake:
+            flow = self._flow(id)
+            try:
+                with self._ledger.transaction():
+                    yield flow
+            except BaseException:
+                flow.undo()
+                raise
+            flow.begin_runs()
+            if flow.is_relative:
+                self._set_alarm(flow)
+            self._wake.notify_all()
+
+    def _flow(self, id: str) -> LiveFlow:
+        try:
+            return self._flows[id]
+        except (KeyError, TypeError):
+            known = ", ".join(self._flows) or "none"
+            raise UnknownFlowError(f"there is no flow {id!r}; flows: {known}", flow=str(id)) from None
+
+    # -- the end
+
+    def stop(self, timeout: float = 30.0) -> None:
+        """Let nothing new begin, and end within ``timeout`` seconds.
+
+        What runs may come to its end; shortly before the time is over (a quarter of it, at most 5 s) it is
+        cancelled and rolled back, and what a cancel would wait for is killed. A second stop may only shorten the
+        first.
+
+        Args:
+            timeout: Seconds; 0 cancels at once, and waits a second at most.
+
+        Raises:
+            SchedulerError: Something has not ended: a task that runs in this process cannot be killed. The error
+                names it; the end of the process ends it.
+        """
+        until = _clock.monotonic() + timeout
+        self._stop(until - min(timeout / 4, _LAST_SECONDS), until)
+
+    def _stop(self, drain_until: float, until: float) -> None:
+        with self._wake:
+            if not self._is_stopping:
+                self._is_stopping = True
+                self._wake.notify_all()
+                self._drop_waiting()
+            self._await_runs(drain_until)
+            now = _clock.monotonic()
+            until = max(until, now + _LEAST_SECONDS)
+            for kills, at in ((False, now + (until - now) / 2), (True, until)):
+                for flow in self._flows.values():
+                    flow.cancel("the scheduler was stopped", kills=kills)
+                self._await_runs(at)
+            left = [f"flow {flow.id!r}: {_whereabouts(run)}" for flow, run in self._running()]
+        if left:
+            raise SchedulerError(
+                f"the scheduler has stopped, but this goes on until the process ends: {'; '.join(left)}; "
+                f"a task that runs in this process cannot be killed, one with where='worker' can"
+            )
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _drop_waiting(self) -> None:
+        try:
+            with self._ledger.transaction():
+                for flow in self._flows.values():
+                    flow.drop_waiting(SkipReason.STOPPED, only_own=True)
+        except CanobatchError:
+            _log.exception("what waits could not be dropped; the scheduler stops all the same")
+
+    def _await_runs(self, until: float) -> None:
+        while self._running() and (left := until - _clock.monotonic()) > 0:
+            self._wake.wait(left)
+
+    def _running(self) -> Sequence[tuple[LiveFlow, Run]]:
+        return [(flow, run) for flow in self._flows.values() for run in flow.runs.values()]
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the scheduler has been stopped.
+
+        Raises:
+            TimeoutError: ``timeout`` seconds passed first.
+        """
+        if not self._ended.wait(timeout):
+            raise TimeoutError(f"the scheduler has not been stopped within {timeout} s")
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it has been stopped and everything has ended."""
+        return self._ended.is_set()
+
+    def serve(self, timeout: float = 30.0) -> int | None:
+        """Wait until the scheduler has been stopped, or stop it at SIGTERM or SIGINT; for the main thread.
+
+        A second signal ends the process at once, and with it everything that it runs.
+
+        Args:
+            timeout: As for `stop`.
+
+        Returns:
+            The signal, or None.
+
+        Raises:
+            SchedulerError: As for `stop`; or this is not the main thread.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise SchedulerError("serve takes signals, which is for the main thread; elsewhere use wait")
+        with _procs.signals_told((signal.SIGTERM, signal.SIGINT), self._for_server.put):
+            _log.info("serving %d flows until a signal", len(self._flows))
+            number = None if self._ended.is_set() else self._for_server.get()
+            if number is not None:
+                _log.info("stopping at signal %d; a second one ends the process", number)
+                self.stop(timeout)
+            return number
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # After an error nobody wants to wait for what runs to come to its end.
+        now = _clock.monotonic()
+        self._stop(now + (25.0 if kind is None else 0.0), now + 30.0)
+
+    # -- the thread
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+        finally:
+            self._pinger.close(_LAST_SECONDS)
+            self._ledger.close()
+            self._ended.set()
+            self._for_server.put(None)
+
+    def _turn(self) -> bool:
+        """Do what is due and tell of it, or wait; returns whether there is more to come."""
+        with self._wake:
+            if not self._is_stopping:
+                self._ring_alarms()
+            if self._is_woken:
+                self._is_woken = False
+                self._look_around()
+            if not self._news and not self._is_woken:
+                if self._is_stopping and not self._running():
+                    return False
+                self._clock.wait(self._wake, None if self._is_stopping or not self._alarms else self._alarms[0][0])
+            news, self._news = self._news, deque()
+        # Without the lock: an observer may ask for a status.
+        for record in news:
+            self._notify(record)
+        return True
+
+    def _ring_alarms(self) -> None:
+        now = self._clock.now()
+        if now < self._latest - _SET_BACK:
+            _log.warning("the clock was set back by %s; no tick up to %s runs again", self._latest - now, self._latest)
+        self._latest = now
+        while self._alarms and self._alarms[0][0] <= now:
+            _, number, flow = heapq.heappop(self._alarms)
+            if number != flow.alarm:
+                continue
+            try:
+                with self._step(flow.id):
+                    flow.on_alarm()
+                at = flow.next_alarm()
+            except CanobatchError:
+                _log.exception("flow %r could not be looked after; next try in %g s", flow.id, _RETRY.total_seconds())
+                at = now + _RETRY
+            self._set_alarm(flow, at)
+
+    def _look_around(self) -> None:
+        """Do what other processes ask for, and begin what they leave to be begun."""
+        try:
+            for command in self._ledger.commands():
+                if command.flow in self._flows:
+                    self._obey(command)
+            for unsettled in self._ledger.unsettled():
+                if unsettled in self._flows and not self._is_stopping:
+                    with self._step(unsettled) as flow:
+                        flow.look_after()
+            for flow in self._flows.values():
+                if flow.is_relative:
+                    self._set_alarm(flow)
+        except CanobatchError:
+            _log.exception("what other processes have written could not be looked at")
+
+    def _obey(self, command: Command) -> None:
+        if command.what != "trigger":
+            with self._step(command.flow) as flow:
+                if flow.runs and self._ledger.answer(command):
+                    flow.cancel(f"flow {flow.id!r} was cancelled", kills=command.what == "kill")
+        elif not self._is_stopping:
+            try:
+                with self._step(command.flow) as flow:
+                    if self._ledger.answer(command):
+                        run = flow.trigger(command.params)
+                        self._ledger.answer(command, run_id=run.id)
+            except CanobatchError as error:
+                with self._ledger.transaction():
+                    self._ledger.answer(command, error=f"{type(error).__name__}: {error}")
+
+    def _on_woken(self) -> None:
+        with self._wake:
+            self._is_woken = True
+            self._wake.notify_all()
+
+    def _set_alarm(self, flow: LiveFlow, at: datetime | None = None) -> None:
+        at = at or flow.next_alarm()
+        self._alarms_set += 1
+        flow.alarm = self._alarms_set
+        if at is not None:
+            heapq.heappush(self._alarms, (at, flow.alarm, flow))
+
+    def _on_end(self, flow: LiveFlow, run: Run) -> None:
+        with self._wake:
+            try:
+                with self._step(flow.id):
+                    flow.on_end(run, begins_next=not self._is_stopping)
+            except CanobatchError:
+                _log.exception("the end of run %s of flow %r could not be written down", run.id, flow.id)
+                flow.runs.pop(run.id, None)
+                flow.undo()
+            self._wake.notify_all()
+
+    # -- observers
+
+    def _tell(self, record: FlowRecord) -> None:
+        self._news.append(record)
+
+    def _notify(self, record: FlowRecord) -> None:
+        if record.kind not in ("fired", "skipped"):
+            return
+        observers = dict.fromkeys((*self._observers, *self._flows[record.flow].spec.workflow.observers))
+        if not observers:
+            return
+        self._events += 1
+        event = Event(
+            record.run_id or "", self._events, record.time, f"flow_{record.kind}", record.state, detail=record
+        )
+        for observer in observers:
+            try:
+                observer.on_event(event)
+            except Exception:  # noqa: BLE001 - observers are isolated
+                _log.exception("an observer failed on %s; the event is dropped for it", event.kind)
+
+    def __repr__(self) -> str:
+        state = "stopped" if self._ended.is_set() else "stopping" if self._is_stopping else "running"
+        return f"<RunningScheduler {state}, {len(self._flows)} flows>"
+
+
+def _whereabouts(run: Run) -> str:
+    report = run.report()
+    return f"run {run.id} in state {report.to_dict()['state']}"

@@ -1,0 +1,230 @@
+"""Schedulers in processes of their own on one home: each tick once, no overlap, and what a kill leaves."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+
+from canobatch import TaskConfig, Workflow
+from canobatch.scheduler import FlowHome, FlowStatus, Scheduler
+from canobatch.scheduler.home import SqliteLedger
+from canobatch.scheduler.ledger import Claim
+from tests.support.watch import NEVER, await_that, is_alive
+
+#: A scheduler of one flow. Its body proves by a lock of its own that no other body runs, and leaves a line for
+#: each beginning and each end; arguments: home, interval, seconds of a body, overlap policy, what else it starts.
+PROGRAM = """
+import fcntl, logging, os, subprocess, sys, time
+from canobatch import WorkerPool, Workflow
+from canobatch.scheduler import Scheduler
+
+home, interval, length, overlap, more = sys.argv[1:6]
+
+def say(text):
+    fd = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, (text + "\\n").encode())
+    os.close(fd)
+
+def body(ctx):
+    lock = os.open("body.lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(f"OVERLAP {ctx.run_id}")
+    if more == "daemon":
+        child = subprocess.Popen(["sleep", "100000"], start_new_session=True)
+        say(f"child {child.pid}")
+    say(f"begin {ctx.run_id} {os.getpid()}")
+    time.sleep(float(length))
+    say(f"end {ctx.run_id}")
+    os.close(lock)
+    return "done"
+
+workflow = Workflow("w").register("start", body).add_exit_state("done")
+with WorkerPool(1, spares=0) as pool:
+    pool.warm_up()
+    scheduler = Scheduler(home, pool=pool).every("f", workflow, "start", float(interval), overlap=overlap)
+    with scheduler.start() as running:
+        print("ready", flush=True)
+        running.serve(timeout=20)
+"""
+
+
+class Log:
+    """What the bodies have written."""
+
+    def __init__(self, place: Path) -> None:
+        self._path = place / "log"
+
+    def lines(self, word: str) -> list[list[str]]:
+        """The words after ``word`` of the lines that begin with it."""
+        text = self._path.read_text() if self._path.exists() else ""
+        return [line.split()[1:] for line in text.splitlines() if line.startswith(word)]
+
+
+@pytest.fixture
+def log(tmp_path):
+    """The log of the bodies."""
+    return Log(tmp_path)
+
+
+@pytest.fixture
+def launch(start_script, tmp_path):
+    """Start a scheduler process and wait until it runs."""
+
+    def start(interval, length, overlap="skip", more="", *, waits=True):
+        script = start_script(PROGRAM, tmp_path / "home", interval, length, overlap, more)
+        if waits:
+            script.wait_for("ready")
+        return script
+
+    return start
+
+
+def ended(*scripts) -> None:
+    """Stop schedulers by SIGTERM; nothing of them may be left."""
+    for script in scripts:
+        script.process.send_signal(signal.SIGTERM)
+    for script in scripts:
+        assert script.process.wait(NEVER) == 0, script.stderr
+        assert script.survivors(within=3.0) == {}
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_schedulers_share_the_ticks(launch, log, tmp_path, count):
+    """Of 0.2 s ticks each runs exactly once, or is skipped with a reason; none is missing from the grid."""
+    scripts = [launch(0.2, 0, waits=False) for _ in range(count)]
+    for script in scripts:
+        script.wait_for("ready")
+    await_that(lambda: len(log.lines("end")) >= 12, "twelve bodies should end")
+    ended(*scripts)
+    with FlowHome(tmp_path / "home") as home:
+        records = home.history("f", 1000)
+    fired = [record for record in records if record.kind == "fired"]
+    assert sorted(run for run, _ in log.lines("begin")) == sorted(record.run_id for record in fired)
+    assert log.lines("OVERLAP") == []
+    # Each tick of the grid is in the records, once.
+    step = timedelta(seconds=0.2)
+    ticks = []
+    for record in records:
+        if record.kind in ("fired", "skipped"):
+            ticks += [record.tick + n * step for n in range(record.count)]
+    assert sorted(ticks) == [min(ticks) + n * step for n in range(len(ticks))]
+
+
+def test_a_killed_holder_frees_its_flow_at_once(launch, log, tmp_path):
+    """Killed in the midst of a body, it is recorded as interrupted, and the other's next tick runs."""
+    first = launch(0.5, 100_000)
+    await_that(lambda: len(log.lines("begin")) == 1, "the first body should run")
+    second = launch(0.5, 0)
+    ((run_id, pid),) = log.lines("begin")
+    first.process.kill()
+    await_that(lambda: len(log.lines("end")) >= 1, "the next body should end")
+    assert not is_alive(int(pid))
+    assert log.lines("OVERLAP") == []
+    ended(second)
+    with FlowHome(tmp_path / "home") as home:
+        (interrupted,) = [record for record in home.history("f", 1000) if record.kind == "interrupted"]
+    assert interrupted.run_id == run_id
+    assert f"process {first.process.pid}" in interrupted.reason
+    assert first.survivors(within=3.0) == {}
+
+
+def test_what_a_holder_and_its_keeper_left_is_killed(launch, log):
+    """With the keeper gone too, a daemon of the body's outlives both, until the flow is taken over."""
+    first = launch(0.5, 100_000, "skip", "daemon")
+    await_that(lambda: len(log.lines("begin")) == 1, "the first body should run")
+    ((child,),) = log.lines("child")
+    (keeper,) = psutil.Process(first.process.pid).children()
+    keeper.suspend()
+    first.process.kill()
+    keeper.kill()
+    first.process.wait(NEVER)
+    second = launch(0.5, 0)
+    await_that(lambda: len(log.lines("end")) >= 1, "the next body should end")
+    assert not is_alive(int(child))
+    assert log.lines("OVERLAP") == []
+    ended(second)
+
+
+def kill_at_random(launch, log, times: int) -> None:
+    """Kill one of two schedulers at a random moment, and see that the other goes on; replace it; again."""
+    chance = random.Random(times)
+    scripts = [launch(0.2, 0.3), launch(0.2, 0.3)]
+    for _ in range(times):
+        time.sleep(chance.uniform(0.0, 0.5))
+        victim = scripts.pop(chance.randrange(2))
+        victim.process.kill()
+        victim.process.wait(NEVER)
+        count = len(log.lines("begin"))
+        await_that(lambda: len(log.lines("begin")) > count, "the other should go on", 15.0)
+        assert victim.survivors(within=3.0) == {}
+        scripts.append(launch(0.2, 0.3))
+    assert log.lines("OVERLAP") == []
+    ended(*scripts)
+    runs = [run for run, _ in log.lines("begin")]
+    assert len(set(runs)) == len(runs)
+
+
+def test_holders_killed_at_random_moments(launch, log):
+    """Five times: no two bodies ever overlap, none runs twice, and nothing is left."""
+    kill_at_random(launch, log, 5)
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(900)
+def test_holders_killed_at_random_moments_many_times(launch, log):
+    """Fifty times the same."""
+    kill_at_random(launch, log, 50)
+
+
+def test_a_tick_waits_for_another_process(launch, log, tmp_path):
+    """Under queue_one a tick that one process queued runs when the other's body has ended; still no overlap."""
+    scripts = [launch(0.3, 0.5, "queue_one", waits=False) for _ in range(2)]
+    for script in scripts:
+        script.wait_for("ready")
+    await_that(lambda: len(log.lines("end")) >= 4, "four bodies should end")
+    ended(*scripts)
+    assert log.lines("OVERLAP") == []
+    with FlowHome(tmp_path / "home") as home:
+        records = home.history("f", 1000)
+    queued = {record.tick for record in records if record.kind == "queued"}
+    assert queued & {record.tick for record in records if record.kind == "fired"}
+
+
+def test_what_waits_for_a_killed_holder_begins_at_once(launch, log, tmp_path):
+    """A trigger that waits for another process's run begins when that process is killed, though no tick is near."""
+    holder = launch(100_000, 100_000, "queue_one")
+    await_that(lambda: len(log.lines("begin")) == 1, "the body should run")
+    workflow = Workflow("w").register("start", lambda: "done", config=TaskConfig(where="parent")).add_exit_state("done")
+    scheduler = Scheduler(tmp_path / "home").every("f", workflow, "start", 100_000, overlap="queue_one")
+    with scheduler.start() as running:
+        run = running.trigger("f")
+        with pytest.raises(TimeoutError):
+            run.wait(0.1)
+        holder.process.kill()
+        assert run.wait(NEVER) == "done"
+        kinds = [record.kind for record in running.history("f")]
+    assert kinds == ["fired", "queued", "interrupted", "fired", "finished"]
+
+
+def test_a_reused_pid_is_no_holder(tmp_path):
+    """A claim's row that names a process that lives, but has not got the lock, holds nothing up."""
+    workflow = Workflow("w").register("start", lambda: "done", config=TaskConfig(where="parent")).add_exit_state("done")
+    scheduler = Scheduler(tmp_path).manual("f", workflow, "start")
+    scheduler.start().stop()
+    ledger = SqliteLedger(tmp_path)
+    # Written by this process, which is alive, as if it were another one that had this number before.
+    ledger.describe_claim("f", Claim("gone", f"process {os.getpid()} on this host"))
+    ledger.close()
+    with scheduler.start() as running:
+        assert running.trigger("f").wait(NEVER) == "done"
+        assert running.status("f").status is FlowStatus.COMPLETED
+        assert [record.kind for record in running.history("f")] == ["interrupted", "fired", "finished"]

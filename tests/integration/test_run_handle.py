@@ -1,0 +1,128 @@
+"""A run that begins later, that is watched, and that is told where to run and for how long."""
+
+from __future__ import annotations
+
+import os
+import threading
+from datetime import timedelta
+
+import pytest
+
+from canobatch import RunCancelledError, TaskConfig, Workflow
+from canobatch.errors import ConfigurationError, WorkflowTimeoutError
+from tests.support.losers import Loser
+from tests.support.watch import NEVER, Witness
+
+
+def pid(ctx):
+    """Leave the pid of the process that runs this."""
+    ctx.store.put("pid", os.getpid())
+    return "done"
+
+
+def workflow(task=pid, **options) -> Workflow:
+    """A workflow of one task."""
+    return Workflow("w", **options).register("start", task).add_exit_state("done")
+
+
+def test_a_run_may_begin_later():
+    """Made without beginning it does nothing; begun it runs like any other, and its time counts from there."""
+    run = workflow(total_timeout=NEVER).start("start", begins=False)
+    with pytest.raises(TimeoutError):
+        run.wait(0)
+    assert run.report().path == []
+    run.begin()
+    assert run.wait(NEVER) == "done"
+
+
+def test_a_run_that_is_cancelled_before_it_begins_enters_no_task():
+    """Begun, it ends as cancelled."""
+    entered = []
+    run = workflow(lambda: entered.append(1) or "done").start("start", begins=False)
+    run.cancel("not needed")
+    run.begin()
+    with pytest.raises(RunCancelledError, match="not needed"):
+        run.wait(NEVER)
+    assert entered == []
+
+
+def test_who_watches_is_told_before_who_waits():
+    """The watcher sees the report of the whole run; wait returns after it."""
+    seen, gate = [], threading.Event()
+    run = workflow(lambda: gate.wait(NEVER) and "done").start("start")
+    run.watch(lambda: seen.append((run.report().state, run.error)))
+    gate.set()
+    run.wait(NEVER)
+    assert seen == [("done", None)]
+    run.watch(lambda: seen.append("late"))
+    assert seen[-1] == "late"
+
+
+def test_a_watcher_that_raises_spoils_nothing(caplog):
+    """The others are told, the run ends as it would; what was raised is logged."""
+    seen, gate = [], threading.Event()
+    run = workflow(lambda: gate.wait(NEVER) and "done").start("start")
+    run.watch(lambda: 1 / 0)
+    run.watch(lambda: seen.append(run.error))
+    gate.set()
+    assert run.wait(NEVER) == "done"
+    assert seen == [None]
+    assert "a watcher of run" in caplog.text
+
+
+def test_the_error_of_a_failed_run_is_there():
+    """It is what wait raises; None as long as the run goes on."""
+    gate = threading.Event()
+
+    def fail():
+        gate.wait(NEVER)
+        raise ValueError("no")
+
+    run = workflow(fail).start("start")
+    assert run.error is None
+    gate.set()
+    with pytest.raises(Exception, match="no") as caught:
+        run.wait(NEVER)
+    assert run.error is caught.value
+
+
+def test_a_run_for_which_there_is_no_thread_has_ended(monkeypatch):
+    """begin raises, and so does wait; who watches is told."""
+    seen = []
+    run = workflow().start("start", begins=False)
+    run.watch(lambda: seen.append(str(run.error)))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("no thread")))
+        with pytest.raises(RuntimeError):
+            run.begin()
+    with pytest.raises(RuntimeError, match="no thread"):
+        run.wait(NEVER)
+    assert seen == ["no thread"]
+
+
+def test_a_run_says_where_its_single_tasks_run(shared_pool):
+    """where="worker" for those that do not say so themselves."""
+    there = workflow().start("start", pool=shared_pool, where="worker")
+    here = workflow(pid, default_config=TaskConfig(where="parent")).start("start", pool=shared_pool, where="worker")
+    assert there.wait(NEVER) == here.wait(NEVER) == "done"
+    assert there.store.get("pid") != os.getpid()
+    assert here.store.get("pid") == os.getpid()
+
+
+@pytest.mark.parametrize("timeout", [0.3, timedelta(seconds=0.3)])
+def test_a_run_may_have_less_time_than_its_workflow(shared_pool, tmp_path, timeout):
+    """The smaller limit counts, is in the error, and kills."""
+    with Witness(tmp_path, "a") as witness:
+        endless = workflow(Loser("a", "ignores_sigterm", str(tmp_path)), total_timeout=NEVER)
+        run = endless.start("start", pool=shared_pool, timeout=timeout)
+        with pytest.raises(WorkflowTimeoutError, match=r"within 0\.3 s") as caught:
+            run.wait(NEVER)
+        assert caught.value.limit == 0.3
+        assert [line for line in witness.survivors() if "lives" in line and "process" in line] == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("where", "there"), ("timeout", 0), ("timeout", "soon"), ("timeout", -1)])
+def test_an_impossible_setting_of_a_run_is_refused(name, value):
+    """The error names the setting; nothing has begun."""
+    with pytest.raises(ConfigurationError, match=name):
+        workflow().start("start", **{name: value})

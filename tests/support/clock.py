@@ -1,0 +1,61 @@
+"""A clock that stands until a test moves it, and knows when a scheduler has nothing left to do."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+from tests.support.watch import NEVER
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+class FakeClock:
+    """Time for one scheduler."""
+
+    def __init__(self, now: datetime = NOON) -> None:
+        self._now = now
+        self._moved = threading.Condition()
+        self._wake = None
+        self._asleep_until = None
+        self._is_asleep = False
+        #: How often the scheduler has gone to sleep.
+        self.waits = 0
+
+    def now(self):
+        """The time."""
+        return self._now
+
+    def wait(self, wake, until):
+        """Sleep until the scheduler is woken or the clock is moved."""
+        with self._moved:
+            self._wake = wake
+            self.waits += 1
+            if until is not None and until <= self._now:
+                return
+            self._asleep_until, self._is_asleep = until, True
+            self._moved.notify_all()
+        wake.wait()
+        with self._moved:
+            self._is_asleep = False
+
+    def set(self, now: datetime):
+        """Move the clock, forwards or back, and wait until the scheduler has done what was due."""
+        with self._moved:
+            self._now, self._is_asleep = now, False
+            wake = self._wake
+        if wake is not None:
+            with wake:
+                wake.notify_all()
+        self.settle()
+
+    def advance(self, seconds: float):
+        """Move the clock by so many seconds."""
+        self.set(self._now + timedelta(seconds=seconds))
+
+    def settle(self):
+        """Wait until the scheduler waits for what is still to come."""
+        with self._moved:
+            assert self._moved.wait_for(
+                lambda: self._is_asleep and (self._asleep_until is None or self._asleep_until > self._now), NEVER
+            )

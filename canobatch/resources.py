@@ -68,8 +68,9 @@ class Resource:
     ``scope="worker"``: a copy in each worker that asks for it, pickled as it was given; set up when first asked
     for, by the first attempt that does, kept for later tasks and runs of the workflow at that pool, torn down
     when the worker ends normally: a killed one tears down nothing. Hooks and tasks share the worker's main
-    thread. A pool that closes gives its workers 2 s to end. A task in the parent gets a copy of the launcher's
-    own, which is torn down with those of scope "run".
+    thread, and a setup counts for the ``attempt_timeout`` of the attempt that asked. A pool that closes gives its
+    workers 2 s to end. A task in the parent gets a copy of the launcher's own, which is torn down with those of
+    scope "run".
 
     No hook is waited for longer than ``hook_timeout`` seconds. Past that a setup has failed, and in a worker ends
     the process; a teardown is left alone, in its thread, with a warning.

@@ -116,6 +116,11 @@ class Workflow:
         return list(self._definition.exits)
 
     @property
+    def has_journal(self) -> bool:
+        """Whether its runs are recorded, and can be resumed."""
+        return self._journal is not None
+
+    @property
     def observers(self) -> tuple[Observer, ...]:
         """Who is told what happens in its runs."""
         return tuple(self._observers)
@@ -392,10 +397,8 @@ class Workflow:
         Raises:
             ConfigurationError: As for `orchestrate`, or the directory cannot be made.
         """
-        _check_run(pool, run_id, cancel)
-        _check_where(where)
+        _check_run(pool, run_id, cancel, where)
         limit = _limit("timeout", timeout)
-        kept = _output_directory(output)
         self._freeze()
         definition, journal = self._definition, self._journal
         definition.validate_initial(initial)
@@ -403,9 +406,8 @@ class Workflow:
         store: Store = SharedStore() if self._store is None else self._store
         run_id = run_id or _new_run_id()
         scribe = Scribe(definition) if journal is None else begin(definition, journal, run_id, initial, bound, store)
-        return self._run(
-            initial, run_id, bound, store, scribe, pool, cancel, where=where, timeout=limit, output=kept, begins=begins
-        )
+        settings: dict[str, Any] = {"where": where, "timeout": limit, "output": output, "begins": begins}
+        return self._run(initial, run_id, bound, store, scribe, pool, cancel, **settings)
 
     def resume(self, run_id: str, *, pool: Backend | None = None, cancel: CancelToken | None = None) -> Any:
         """Go on with a run that was interrupted, that failed, or whose cancel kept it; return its exit state.
@@ -436,30 +438,34 @@ class Workflow:
         pool: Backend | None = None,
         cancel: CancelToken | None = None,
         where: Literal["parent", "worker"] = "parent",
+        timeout: float | timedelta | None = None,
         output: str | os.PathLike[str] | None = None,
+        begins: bool = True,
     ) -> Run:
         """Begin what `resume` does, in the background, and return the run's handle.
 
         Args:
-            run_id: Which run; of this process or another.
-            pool: As for `start`, and so are the others.
+            run_id: Which run.
+            pool: Where branches run.
             cancel: Cancels the run from elsewhere.
-            where: Where single tasks run that do not say so themselves.
+            where: As for `start`, like the others.
+            timeout: Seconds this run may take from now on.
             output: A directory for what tasks print; that of the run's earlier life will do.
+            begins: Whether it begins now.
 
         Raises:
             CanobatchError: As for `resume`.
         """
-        _check_run(pool, run_id, cancel)
-        _check_where(where)
-        kept = _output_directory(output)
+        _check_run(pool, run_id, cancel, where)
+        limit = _limit("timeout", timeout)
         self._freeze()
         if self._journal is None:
             text = f"workflow {self.name!r} has no journal to resume {run_id} from; give it one with journal=..."
             raise ConfigurationError(text)
         store: Store = SharedStore() if self._store is None else self._store
         scribe, state, params = resume(self._definition, self._journal, run_id, store)
-        return self._run(state, run_id, params, store, scribe, pool, cancel, where=where, output=kept)
+        settings: dict[str, Any] = {"where": where, "timeout": limit, "output": output, "begins": begins}
+        return self._run(state, run_id, params, store, scribe, pool, cancel, **settings)
 
     def _freeze(self) -> None:
         if not self._definition.is_frozen:
@@ -478,7 +484,7 @@ class Workflow:
         *,
         where: str = "parent",
         timeout: float | None = None,
-        output: str | None = None,
+        output: str | os.PathLike[str] | None = None,
         begins: bool = True,
     ) -> Run:
         try:
@@ -497,7 +503,8 @@ class Workflow:
                     where=where,
                     timeout=timeout,
                     scribe=scribe,
-                    output=output,
+                    # Not before the journal has made the run's own directory, in which this one may be.
+                    output=_output_directory(output),
                 ),
                 begins=begins,
             )
@@ -549,18 +556,15 @@ def _as_resources(given: object) -> Resources:
     return Resources(given)
 
 
-def _check_run(pool: object, run_id: object, cancel: object) -> None:
+def _check_run(pool: object, run_id: object, cancel: object, where: object) -> None:
+    if where not in ("parent", "worker"):
+        raise ConfigurationError(f"where must be 'parent' or 'worker', got {where!r}")
     if pool is not None and not hasattr(pool, "open_lane"):
         raise ConfigurationError(f"pool must be a WorkerPool, got {pool!r}")
     if run_id is not None and not (isinstance(run_id, str) and run_id):
         raise ConfigurationError(f"run_id must be a non-empty string, got {run_id!r}")
     if cancel is not None and not isinstance(cancel, CancelToken):
         raise ConfigurationError(f"cancel must be a CancelToken, got {cancel!r}")
-
-
-def _check_where(where: object) -> None:
-    if where not in ("parent", "worker"):
-        raise ConfigurationError(f"where must be 'parent' or 'worker', got {where!r}")
 
 
 def _output_directory(path: str | os.PathLike[str] | None) -> str | None:

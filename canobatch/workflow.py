@@ -399,7 +399,6 @@ class Workflow:
         """
         _check_run(pool, run_id, cancel, where)
         limit = _limit("timeout", timeout)
-        kept = _output_directory(output)
         self._freeze()
         definition, journal = self._definition, self._journal
         definition.validate_initial(initial)
@@ -407,9 +406,8 @@ class Workflow:
         store: Store = SharedStore() if self._store is None else self._store
         run_id = run_id or new_run_id()
         scribe = Scribe(definition) if journal is None else begin(definition, journal, run_id, initial, bound, store)
-        return self._run(
-            initial, run_id, bound, store, scribe, pool, cancel, where=where, timeout=limit, output=kept, begins=begins
-        )
+        settings: dict[str, Any] = {"where": where, "timeout": limit, "output": output, "begins": begins}
+        return self._run(initial, run_id, bound, store, scribe, pool, cancel, **settings)
 
     def resume(self, run_id: str, *, pool: Backend | None = None, cancel: CancelToken | None = None) -> Any:
         """Go on with a run that was interrupted, that failed, or whose cancel kept it; return its exit state.
@@ -447,10 +445,10 @@ class Workflow:
         """Begin what `resume` does, in the background, and return the run's handle.
 
         Args:
-            run_id: Which run; of this process or another.
-            pool: As for `start`, and so are the others.
+            run_id: Which run.
+            pool: Where branches run.
             cancel: Cancels the run from elsewhere.
-            where: Where single tasks run that do not say so themselves.
+            where: As for `start`, like the others.
             timeout: Seconds this run may take from now on.
             output: A directory for what tasks print; that of the run's earlier life will do.
             begins: Whether it begins now.
@@ -460,16 +458,14 @@ class Workflow:
         """
         _check_run(pool, run_id, cancel, where)
         limit = _limit("timeout", timeout)
-        kept = _output_directory(output)
         self._freeze()
         if self._journal is None:
             text = f"workflow {self.name!r} has no journal to resume {run_id} from; give it one with journal=..."
             raise ConfigurationError(text)
         store: Store = SharedStore() if self._store is None else self._store
         scribe, state, params = resume(self._definition, self._journal, run_id, store)
-        return self._run(
-            state, run_id, params, store, scribe, pool, cancel, where=where, timeout=limit, output=kept, begins=begins
-        )
+        settings: dict[str, Any] = {"where": where, "timeout": limit, "output": output, "begins": begins}
+        return self._run(state, run_id, params, store, scribe, pool, cancel, **settings)
 
     def _freeze(self) -> None:
         if not self._definition.is_frozen:
@@ -488,7 +484,7 @@ class Workflow:
         *,
         where: str = "parent",
         timeout: float | None = None,
-        output: str | None = None,
+        output: str | os.PathLike[str] | None = None,
         begins: bool = True,
     ) -> Run:
         try:
@@ -507,7 +503,8 @@ class Workflow:
                     where=where,
                     timeout=timeout,
                     scribe=scribe,
-                    output=output,
+                    # Not before the journal has made the run's own directory, in which this one may be.
+                    output=_output_directory(output),
                 ),
                 begins=begins,
             )

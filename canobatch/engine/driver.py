@@ -143,7 +143,7 @@ class Driver:
 
     def _record_end(self, error: BaseException) -> None:
         try:
-            self.scribe.end(self.path[-1] if self.path else None, error, is_kept=self.token.is_kept)
+            self.scribe.end(self.path[-1] if self.path else None, error, is_kept=self.token.is_kept is not False)
         except JournalError:
             # The run's own error is the one to tell; the journal has the run as interrupted.
             _log.exception("the end of run %s could not be recorded", self.run_id)

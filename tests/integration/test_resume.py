@@ -421,7 +421,8 @@ def test_a_cancelled_run_is_resumed_if_it_was_kept(shared_pool, tmp_path):
             pass
         return item
 
-    for keep in (True, False):
+    for keep in (True, None, False):
+        (tmp_path / "marks").unlink(missing_ok=True)
         run = simple(tmp_path, journal, work=work).start("MAP", pool=shared_pool, run_id=f"kept {keep}")
         while not marks(tmp_path):
             pass
@@ -429,7 +430,8 @@ def test_a_cancelled_run_is_resumed_if_it_was_kept(shared_pool, tmp_path):
         with pytest.raises(RunCancelledError):
             run.wait()
     (tmp_path / "go").touch()
-    assert simple(tmp_path, journal, work=work).resume("kept True", pool=shared_pool) == "DONE"
+    for keep in (True, None):
+        assert simple(tmp_path, journal, work=work).resume(f"kept {keep}", pool=shared_pool) == "DONE"
     with pytest.raises(RunCancelledError, match="enough"):
         simple(tmp_path, journal, work=work).resume("kept False", pool=shared_pool)
 

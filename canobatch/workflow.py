@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import secrets
 import threading
 import weakref
@@ -275,7 +276,13 @@ class Workflow:
         return self
 
     def with_observer(self, observer: Observer) -> Workflow:
-        """Tell ``observer`` what happens in runs that start from now on."""
+        """Tell ``observer`` what happens in runs that start from now on; see `canobatch.observe`.
+
+        Raises:
+            ConfigurationError: It has no ``on_event``.
+        """
+        if not callable(getattr(observer, "on_event", None)) or isinstance(observer, type):
+            raise ConfigurationError(f"an observer needs a method on_event(event), got {observer!r}")
         self._observers.append(observer)
         return self
 
@@ -370,6 +377,7 @@ class Workflow:
         cancel: CancelToken | None = None,
         where: Literal["parent", "worker"] = "parent",
         timeout: float | timedelta | None = None,
+        output: str | os.PathLike[str] | None = None,
         begins: bool = True,
     ) -> Run:
         """Begin what `orchestrate` does, in the background, and return its handle.
@@ -382,13 +390,16 @@ class Workflow:
             cancel: Cancels the run from elsewhere.
             where: Where single tasks run that do not say so themselves; in a worker they can be killed.
             timeout: Seconds this run may take, if less than the workflow's ``total_timeout``.
+            output: A directory, made if missing, in which is kept what tasks print in workers, by attempt; read it
+                with `canobatch.output`. None: they print where this process does.
             begins: Whether it begins now; if not, `Run.begin` lets it.
 
         Raises:
-            ConfigurationError: As for `orchestrate`.
+            ConfigurationError: As for `orchestrate`, or the directory cannot be made.
         """
         _check_run(pool, run_id, cancel, where)
         limit = _limit("timeout", timeout)
+        kept = _output_directory(output)
         self._freeze()
         definition, journal = self._definition, self._journal
         definition.validate_initial(initial)
@@ -396,7 +407,9 @@ class Workflow:
         store: Store = SharedStore() if self._store is None else self._store
         run_id = run_id or new_run_id()
         scribe = Scribe(definition) if journal is None else begin(definition, journal, run_id, initial, bound, store)
-        return self._run(initial, run_id, bound, store, scribe, pool, cancel, where=where, timeout=limit, begins=begins)
+        return self._run(
+            initial, run_id, bound, store, scribe, pool, cancel, where=where, timeout=limit, output=kept, begins=begins
+        )
 
     def resume(self, run_id: str, *, pool: Backend | None = None, cancel: CancelToken | None = None) -> Any:
         """Go on with a run that was interrupted, that failed, or whose cancel kept it; return its exit state.
@@ -428,16 +441,18 @@ class Workflow:
         cancel: CancelToken | None = None,
         where: Literal["parent", "worker"] = "parent",
         timeout: float | timedelta | None = None,
+        output: str | os.PathLike[str] | None = None,
         begins: bool = True,
     ) -> Run:
         """Begin what `resume` does, in the background, and return the run's handle.
 
         Args:
-            run_id: Which run.
-            pool: Where branches run.
+            run_id: Which run; of this process or another.
+            pool: As for `start`, and so are the others.
             cancel: Cancels the run from elsewhere.
-            where: As for `start`, like the others.
+            where: Where single tasks run that do not say so themselves.
             timeout: Seconds this run may take from now on.
+            output: A directory for what tasks print; that of the run's earlier life will do.
             begins: Whether it begins now.
 
         Raises:
@@ -445,13 +460,16 @@ class Workflow:
         """
         _check_run(pool, run_id, cancel, where)
         limit = _limit("timeout", timeout)
+        kept = _output_directory(output)
         self._freeze()
         if self._journal is None:
             text = f"workflow {self.name!r} has no journal to resume {run_id} from; give it one with journal=..."
             raise ConfigurationError(text)
         store: Store = SharedStore() if self._store is None else self._store
         scribe, state, params = resume(self._definition, self._journal, run_id, store)
-        return self._run(state, run_id, params, store, scribe, pool, cancel, where=where, timeout=limit, begins=begins)
+        return self._run(
+            state, run_id, params, store, scribe, pool, cancel, where=where, timeout=limit, output=kept, begins=begins
+        )
 
     def _freeze(self) -> None:
         if not self._definition.is_frozen:
@@ -470,6 +488,7 @@ class Workflow:
         *,
         where: str = "parent",
         timeout: float | None = None,
+        output: str | None = None,
         begins: bool = True,
     ) -> Run:
         try:
@@ -488,6 +507,7 @@ class Workflow:
                     where=where,
                     timeout=timeout,
                     scribe=scribe,
+                    output=output,
                 ),
                 begins=begins,
             )
@@ -548,6 +568,17 @@ def _check_run(pool: object, run_id: object, cancel: object, where: object) -> N
         raise ConfigurationError(f"run_id must be a non-empty string, got {run_id!r}")
     if cancel is not None and not isinstance(cancel, CancelToken):
         raise ConfigurationError(f"cancel must be a CancelToken, got {cancel!r}")
+
+
+def _output_directory(path: str | os.PathLike[str] | None) -> str | None:
+    if path is None:
+        return None
+    directory = os.path.abspath(path)  # noqa: PTH100 - a worker may be elsewhere
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)  # noqa: PTH103
+    except OSError as error:
+        raise ConfigurationError(f"output cannot be kept in {directory}: {error.strerror}; give another") from error
+    return directory
 
 
 def new_run_id() -> str:

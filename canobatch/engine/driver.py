@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import queue
 import random
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from canobatch import _clock
+from canobatch import _clock, logs
 from canobatch.definition import Map, Single, Split, label
 from canobatch.engine.attempt import (
     delay_before_next,
@@ -26,6 +27,7 @@ from canobatch.engine.scribe import Scribe
 from canobatch.engine.single import run_single
 from canobatch.engine.split import SplitExecution
 from canobatch.engine.station import Shelf, Station
+from canobatch.engine.trimmer import Trimmer
 from canobatch.errors import (
     CommitError,
     CompensationError,
@@ -37,7 +39,7 @@ from canobatch.errors import (
     WorkflowTimeoutError,
 )
 from canobatch.observe import Event, Observer
-from canobatch.pool import Broken, Call, Finished, Lost, Progressed, Stopped
+from canobatch.pool import Broken, Call, Finished, Logged, Lost, Progressed, Stopped
 from canobatch.task import TaskConfig, TaskContext
 from canobatch.view import StoreView
 
@@ -77,6 +79,7 @@ class Driver:
         where: str = "parent",
         timeout: float | None = None,
         scribe: Scribe | None = None,
+        output: str | None = None,
     ) -> None:
         self.definition = definition
         self.store = store
@@ -94,6 +97,8 @@ class Driver:
         self._shelf = shelf
         self._observers = tuple(observers)
         self._where = where
+        self._output = output
+        self._trimmer: Trimmer | None = None
         self._logger = logging.getLogger(f"canobatch.{definition.name}")
         self._started = _clock.monotonic()
         self._started_at = _clock.as_utc(_clock.epoch())
@@ -106,6 +111,8 @@ class Driver:
         #: The task of each state that has run here, ready to be called.
         self.calls: dict[Any, Callable[..., Any]] = {}
         self._seq = 0
+        # A task in the parent may report progress from a thread of its own.
+        self._emitting = threading.RLock()
         self._saga = Saga(self)
         self._patience: Patience | None = None
         self._is_killed = False
@@ -120,7 +127,8 @@ class Driver:
         self._started, self._started_at = _clock.monotonic(), _clock.as_utc(_clock.epoch())
         self._deadline = None if self._limit is None else self._started + self._limit
         forget = self.token.watch(self.wake)
-        self.emit("run_resumed" if self.scribe.is_resumed else "run_started")
+        kind = "run_resumed" if self.scribe.is_resumed else "run_started"
+        self.emit(kind, state=self._initial, detail=self.definition.name)
         try:
             with self.resources.held(), self._saga.rolled_back():
                 self._saga.restore()
@@ -139,6 +147,8 @@ class Driver:
             forget()
             if self._station is not None:
                 self._station.close()
+            if self._trimmer is not None:
+                self._trimmer.stop()
             self._ended = _clock.monotonic()
 
     def _record_end(self, error: BaseException) -> None:
@@ -275,6 +285,8 @@ class Driver:
     def station(self) -> Station:
         """Return this run's side of the pool, made when first needed."""
         if self._station is None:
+            if self._output is not None:
+                self._trimmer = Trimmer(self._output)
             backend = self._backend()
             self.scribe.own(getattr(backend, "token", ""))
             self._station = Station(
@@ -307,6 +319,7 @@ class Driver:
                 deadline,
                 is_map=is_map,
                 is_made_here=is_made_here,
+                output=None if self._output is None else (self._output, len(self._states)),
             )
         except PayloadError as error:
             text = str(error) if str(error).startswith("state ") else f"state {label(state)}: {error}"
@@ -376,11 +389,13 @@ class Driver:
         timeout = max(0.0, min(limits) - _clock.monotonic()) if limits else None
         events = []
         try:
-            events += self._mail.get(timeout=timeout) or ()
+            first = _clock.receive(self._mail, timeout)
+            events += first or ()
             while True:
                 events += self._mail.get_nowait() or ()
         except queue.Empty:
             pass
+        self._relay(events)
         mine = self._of(lane, events)
         try:
             self.check()
@@ -430,6 +445,7 @@ class Driver:
                 events = self._mail.get(block=not is_over)
             except queue.Empty:
                 return begun
+            self._relay(events or ())
             for event in events or ():
                 if event.lane is not lane:
                     if event.lane in self._aside:
@@ -499,11 +515,23 @@ class Driver:
 
     # -- events
 
+    def _relay(self, events: Sequence[PoolEvent]) -> None:
+        """Log what was logged in workers."""
+        for event in events:
+            if type(event) is Logged:
+                facts = {"state": label(event.what[1]), "branch": event.branch, "attempt": event.attempt}
+                logs.relay(event.record, run_id=self.run_id, **facts)
+
     def progress(self, state: Any, event: Progressed) -> None:
         """Pass on what a task reported."""
         if self._observers:
             detail = (event.done, event.total, event.message)
             self.emit("progress", state=state, branch=event.call.branch, attempt=event.call.attempt, detail=detail)
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether anyone listens."""
+        return bool(self._observers)
 
     def emit(
         self, kind: str, *, state: Any = None, branch: int | None = None, attempt: int | None = None, detail: Any = None
@@ -511,10 +539,11 @@ class Driver:
         """Tell the observers, if there are any."""
         if not self._observers:
             return
-        self._seq += 1
-        event = Event(self.run_id, self._seq, _clock.as_utc(_clock.epoch()), kind, state, branch, attempt, detail)
-        for observer in self._observers:
-            try:
-                observer.on_event(event)
-            except Exception:  # noqa: BLE001 - observers are isolated
-                _log.exception("an observer failed on %s; the event is dropped for it", kind)
+        with self._emitting:
+            self._seq += 1
+            event = Event(self.run_id, self._seq, _clock.as_utc(_clock.epoch()), kind, state, branch, attempt, detail)
+            for observer in self._observers:
+                try:
+                    observer.on_event(event)
+                except BaseException:  # noqa: BLE001 - observers are isolated, also one that exits
+                    _log.exception("an observer failed on %s; the event is dropped for it", kind)

@@ -21,6 +21,7 @@ from canobatch.engine.attempt import (
     status_of,
     unpacking_error,
 )
+from canobatch.engine.branch_events import BranchEvents
 from canobatch.engine.branches import Branches
 from canobatch.engine.fold import Fold, FoldError
 from canobatch.engine.records import Records
@@ -28,7 +29,7 @@ from canobatch.engine.scribe import branch_of, check_item
 from canobatch.errors import ConfigurationError, JoinError, PayloadError, TaskError, WorkflowError
 from canobatch.join import BranchResult, BranchStatus, JoinTally, SplitResult, Verdict
 from canobatch.limits import Semaphore
-from canobatch.pool import Call, Finished, Lost, Progressed
+from canobatch.pool import Began, Call, Finished, Lost, Progressed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -82,8 +83,7 @@ class SplitExecution:
         self._is_exhausted = False
         self._is_timeout = False
         self._path = tuple(driver.path)
-        #: What observers are told once the journal has it: kind, branch, attempt, detail.
-        self._news: list[tuple[str, int, int | None, Any]] = []
+        self._events = BranchEvents(driver, state)
         #: Branches that were running when the split was settled.
         self.cut: list[BranchResult] = []
         #: Of an earlier life: the digests of the items of accepted branches; the attempts made of others.
@@ -107,6 +107,13 @@ class SplitExecution:
             with self._naming("the initial value of reduce"):
                 self._fold = Fold(*join.reduce, ordered=join.ordered)
         driver.emit("split_started", state=self._state, detail=self._total)
+        try:
+            return self._carry_out(branches)
+        finally:
+            driver.emit("split_finished", state=self._state, detail=self.result)
+
+    def _carry_out(self, branches: Branches) -> SplitOutcome:
+        driver, join = self._driver, self._join
         try:
             self._replay()
         except FoldError as error:
@@ -136,6 +143,7 @@ class SplitExecution:
                 self._gate.close()
             # Also when a cancel or the run's timeout ends it: what was done is worth knowing.
             self.result = self._collect()
+            self._events.close()
         return self._settle()
 
     def _begin(self) -> None:
@@ -143,14 +151,14 @@ class SplitExecution:
         total = self._total if self._total is not None else 1 << 30
         may_kill = max(0, total - (needed or 1)) if self._join.strategy.stops_early else 0
         limit = self._join.bulkhead if isinstance(self._join.bulkhead, int) else None
-        self._lane.begin(self._header, limit, may_kill)
+        self._lane.begin(self._header, limit, may_kill, tells_begin=self._events.is_wanted)
 
     def _until_settled(self) -> None:
         driver, tally = self._driver, self._tally
         while True:
             has_more = self._feed()
             if tally.verdict is not Verdict.PENDING:
-                self._tell()
+                self._events.tell()
                 return
             until = _clock.monotonic() if has_more else self._next_deadline()
             self._read(driver.mail(self._lane, until))
@@ -159,6 +167,7 @@ class SplitExecution:
                 self._read(driver.mail(self._lane, self._deadline))
                 self._is_timeout = tally.verdict is Verdict.PENDING
                 tally.expire()
+            if tally.verdict is not Verdict.PENDING:
                 return
 
     def _read(self, events: Sequence[Event]) -> None:
@@ -171,18 +180,11 @@ class SplitExecution:
                 self._take(event)
             elif isinstance(event, Lost):
                 self._take_loss(event)
+            elif isinstance(event, Began):
+                self._events.started(event.calls)
             elif isinstance(event, Progressed):
                 self._driver.progress(self._state, event)
-        self._tell()
-
-    def _tell(self) -> None:
-        """Tell observers what happened to branches: what they hear of is never done again."""
-        if not self._news:
-            return
-        self._driver.scribe.wait()
-        for kind, branch, attempt, detail in self._news:
-            self._driver.emit(kind, state=self._state, branch=branch, attempt=attempt, detail=detail)
-        self._news.clear()
+        self._events.tell()
 
     def _next_deadline(self) -> float | None:
         due = self._back_off[0][0] if self._back_off else None
@@ -318,7 +320,9 @@ class SplitExecution:
                 value = None
             if attempt.operations:
                 self._writes[index] = attempt.operations
-            self._records.add(branch_of(attempt, value))
+            result = branch_of(attempt, value)
+            self._records.add(result)
+            self._events.kept(result)
 
     def _is_recorded(self, index: int, data: bytes | None) -> bool:
         """Return whether a branch was accepted before; its item must be the one it had then."""
@@ -364,21 +368,24 @@ class SplitExecution:
             value = None
         if event.operations:
             self._writes[index] = event.operations
-        if self._records.wants(index, value):
-            self._records.add(
-                BranchResult(
-                    index,
-                    BranchStatus.SUCCEEDED,
-                    value,
-                    None,
-                    event.call.attempt,
-                    _clock.as_utc(event.started),
-                    event.duration,
-                    event.cpu_time,
-                    event.max_rss,
-                )
-            )
-        self._news.append(("branch_finished", index, None, BranchStatus.SUCCEEDED))
+        is_kept = self._records.wants(index, value)
+        if not is_kept and not self._events.is_wanted:
+            self._events.finished(None)
+            return
+        result = BranchResult(
+            index,
+            BranchStatus.SUCCEEDED,
+            value,
+            None,
+            event.call.attempt,
+            _clock.as_utc(event.started),
+            event.duration,
+            event.cpu_time,
+            event.max_rss,
+        )
+        if is_kept:
+            self._records.add(result)
+        self._events.finished(result)
 
     def _take_error(self, event: Finished | Lost, error: TaskError) -> None:
         index = event.call.branch
@@ -388,7 +395,7 @@ class SplitExecution:
             self._fail(index, final_error(config, error), event)
             return
         self._driver.scribe.fail(error, event, is_final=False)
-        self._news.append(("retry", index, error.attempt, error))
+        self._events.retried(error)
         call = event.call
         self._open[index] = call.attempt + 1
         # A retried branch is likely to fail again: nothing should wait behind it.
@@ -410,7 +417,7 @@ class SplitExecution:
         if self._fold is not None:
             self._fold.skip(index)
         self._tally.offer(False)
-        self._news.append(("branch_finished", index, None, status))
+        self._events.finished(result)
 
     # -- the end
 
@@ -422,6 +429,7 @@ class SplitExecution:
         began = None if ran is None else _clock.as_utc(_clock.epoch() - ran)
         result = BranchResult(index, BranchStatus.CANCELLED, attempts=call.attempt, started_at=began, duration=ran)
         self._records.add(result)
+        self._events.killed(result)
         self.cut.append(result)
 
     def _collect(self) -> SplitResult:

@@ -125,6 +125,7 @@ class Session:
             items = source.take()
             for item in items:
                 crew.submit(item)
+            crew.send()
             source.ask(crew.room())
             self._check_source()
             until = min((at for at in (crew.next_due, self._boundary) if at is not None), default=None)
@@ -189,6 +190,8 @@ class Session:
         """The source has no more: flush what is left, and close."""
         self._check_source()
         if source.error is not None:
+            # What gave up because the run was cancelled has not failed.
+            self._driver.check()
             if isinstance(source.error, WorkflowError):
                 raise source.error
             raise wrap(source.error, self._visit.where())

@@ -270,7 +270,9 @@ class Visit:
         with crew:
             while not is_exhausted or not crew.is_idle:
                 began = _clock.monotonic()
-                while not is_exhausted and crew.room() > 0 and _clock.monotonic() - began < _FEED_PATIENCE:
+                room = crew.room()
+                while not is_exhausted and room > 0 and _clock.monotonic() - began < _FEED_PATIENCE:
+                    room -= 1
                     try:
                         item = next(iterator)
                         if crew.submitted in known:
@@ -281,6 +283,7 @@ class Visit:
                         is_exhausted = True
                     except Exception as error:
                         raise self._load_error(error, crew.submitted) from error
+                crew.send()
                 for done in crew.ready():
                     if done.error is not None:
                         driver.emit("item_failed", state=self.state, branch=done.index, detail=done.error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from canobatch.errors import (
     FlowTrippedError,
     RunCancelledError,
 )
+from canobatch.scheduler._desk import Start
 from canobatch.scheduler.flows import (
     FlowState,
     FlowStatus,
@@ -37,49 +38,14 @@ from canobatch.scheduler.schedules import Interval
 from canobatch.workflow import new_run_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from datetime import datetime
 
     from canobatch.engine import Run
-    from canobatch.pool import Backend
-    from canobatch.scheduler.clock import Clock
+    from canobatch.scheduler._desk import Desk
     from canobatch.scheduler.flows import FlowInfo, Missed, Overlap
-    from canobatch.scheduler.ledger import Ledger
-    from canobatch.scheduler.pings import Pinger
     from canobatch.scheduler.spec import FlowSpec
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Desk:
-    """What all flows of a scheduler use.
-
-    Attributes:
-        owner: This process, in words.
-        pool: Gives where runs run.
-        tell: Is given each record once it is written.
-        on_end: Is called in a run's own thread when it has ended.
-    """
-
-    clock: Clock
-    ledger: Ledger
-    pinger: Pinger
-    owner: str
-    pool: Callable[[], Backend]
-    random: Callable[[], float]
-    tell: Callable[[FlowRecord], None]
-    on_end: Callable[[LiveFlow, Run], None]
-
-
-@dataclass
-class _Start:
-    """A run that is to begin, and what makes it."""
-
-    run_id: str
-    make: Callable[[], Run]
-    run: Run | None = None
-    is_triggered: bool = False
 
 
 class LiveFlow:
@@ -95,9 +61,9 @@ class LiveFlow:
         self._ledger = desk.ledger
         self._states = {label(each): each for each in (*spec.workflow.states, *spec.workflow.exit_states)}
         #: Runs of triggers that wait for their turn, by id.
-        self._triggered: dict[str, _Start] = {}
+        self._triggered: dict[str, Start] = {}
         #: Runs that are written down and begin at the end of the step.
-        self._beginning: list[_Start] = []
+        self._beginning: list[Start] = []
         #: What triggers return after their step: the run, or why it could not be made.
         self._handles: dict[str, Run | Exception] = {}
         self._delay = timedelta(0)
@@ -108,6 +74,8 @@ class LiveFlow:
         self.is_relative = isinstance(self.schedule, Interval) and self.schedule.mode == "fixed_delay"
         # The anchor of an interval may be a tick itself. Everything up to here is accounted for.
         self._done_until = anchor - timedelta(microseconds=1) if is_interval else anchor
+        #: The same before the step that is under way.
+        self._done_before: datetime | None = None
         self._see_others()
 
     @property
@@ -153,6 +121,7 @@ class LiveFlow:
         """Deal with every tick that has come due."""
         now = self._desk.clock.now()
         spec = self.spec
+        self._done_before = self._done_until
         self._see_others()
         if self.is_relative and not self.runs and self._ledger.is_claimed(self.id):
             # Due when that run has ended.
@@ -234,7 +203,7 @@ class LiveFlow:
         if spec.on_interrupted == "restart":
             self._begin(self._new_start(spec.params))
         else:
-            self._begin(_Start(run_id, partial(self._resume, run_id)))
+            self._begin(Start(run_id, partial(self._resume, run_id)))
 
     def _release(self) -> None:
         """Give the claim back, if there is one and nothing runs."""
@@ -301,9 +270,9 @@ class LiveFlow:
 
     # -- runs
 
-    def _new_start(self, params: Any, *, is_triggered: bool = False) -> _Start:
+    def _new_start(self, params: Any, *, is_triggered: bool = False) -> Start:
         run_id = new_run_id()
-        return _Start(run_id, partial(self._make, run_id, params), is_triggered=is_triggered)
+        return Start(run_id, partial(self._make, run_id, params), is_triggered=is_triggered)
 
     def _make(self, run_id: str, params: Any) -> Run:
         spec, pool = self.spec, self._desk.pool()
@@ -315,18 +284,19 @@ class LiveFlow:
         spec, pool = self.spec, self._desk.pool()
         return spec.workflow.start_resume(run_id, pool=pool, where="worker", timeout=spec.timeout, begins=False)
 
-    def _begin(self, start: _Start, tick: datetime | None = None) -> None:
+    def _begin(self, start: Start, tick: datetime | None = None) -> None:
         """Write down that a run begins; it does at the end of the step."""
+        self._beginning.append(start)
         self.put_state(self.state.begun(self._desk.clock.now()))
         self.runs[start.run_id] = start.run
         if self.spec.overlap != "allow":
             token = getattr(self._desk.pool(), "token", "")
             self._ledger.describe_claim(self.id, Claim(start.run_id, self._desk.owner, token))
         self._record("fired", tick=tick, run_id=start.run_id)
-        self._beginning.append(start)
 
     def end_step(self) -> None:
         """Make and begin what the step has written down; outside of it, as journals write for themselves."""
+        self._done_before = None
         for start in list(self._triggered.values()):
             if start.run is None:
                 self._made(start)
@@ -342,9 +312,9 @@ class LiveFlow:
             except RuntimeError:
                 # It has ended with that error; it is taken note of like any other end.
                 _log.exception("flow %r could not begin run %s", self.id, run.id)
-            run.watch(partial(self._desk.on_end, self, run))
+            run.watch(partial(self._desk.on_end, self.id, run))
 
-    def _made(self, start: _Start) -> Run | None:
+    def _made(self, start: Start) -> Run | None:
         """Make a run; None if that fails, which is a failure of the flow."""
         try:
             start.run = start.make()
@@ -370,6 +340,7 @@ class LiveFlow:
             if start.run is not None:
                 self._abandon(start.run, "it could not be written down")
         self._beginning = []
+        self._done_until, self._done_before = self._done_before or self._done_until, None
         self._triggered = {id_: start for id_, start in self._triggered.items() if start.run is not None}
         if not self.runs:
             self._ledger.release(self.id)

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 from canobatch import _clock, _procs
 from canobatch.errors import CanobatchError, SchedulerError, UnknownFlowError
 from canobatch.observe import Event
-from canobatch.scheduler._flow import Desk, LiveFlow
+from canobatch.scheduler._desk import Desk
+from canobatch.scheduler._flow import LiveFlow
 from canobatch.scheduler.flows import FlowState, SkipReason
 from canobatch.scheduler.pings import Pinger
 
@@ -409,15 +410,15 @@ class RunningScheduler:
         if at is not None:
             heapq.heappush(self._alarms, (at, flow.alarm, flow))
 
-    def _on_end(self, flow: LiveFlow, run: Run) -> None:
+    def _on_end(self, id: str, run: Run) -> None:
         with self._wake:
             try:
-                with self._step(flow.id):
+                with self._step(id) as flow:
                     flow.on_end(run, begins_next=not self._is_stopping)
             except CanobatchError:
-                _log.exception("the end of run %s of flow %r could not be written down", run.id, flow.id)
-                flow.runs.pop(run.id, None)
-                flow.undo()
+                _log.exception("the end of run %s of flow %r could not be written down", run.id, id)
+                self._flows[id].runs.pop(run.id, None)
+                self._flows[id].undo()
             self._wake.notify_all()
 
     # -- observers

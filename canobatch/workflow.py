@@ -26,7 +26,7 @@ from canobatch.store import SharedStore
 from canobatch.task import TaskConfig, bind_params
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import timedelta
 
     from canobatch.join import JoinConfig
@@ -114,6 +114,16 @@ class Workflow:
     def exit_states(self) -> list[Any]:
         """The states in which runs end."""
         return list(self._definition.exits)
+
+    @property
+    def definition(self) -> Definition:
+        """What it is made of, for tools that look; it is changed by the methods of the workflow only."""
+        return self._definition
+
+    @property
+    def journal(self) -> Journal | None:
+        """What remembers its runs."""
+        return self._journal
 
     @property
     def has_journal(self) -> bool:
@@ -275,6 +285,11 @@ class Workflow:
             self._definition.add_exit(state)
         return self
 
+    def with_journal(self, journal: Journal | None) -> Workflow:
+        """Let ``journal`` remember the runs that start from now on; None: nothing does."""
+        self._journal = journal
+        return self
+
     def with_observer(self, observer: Observer) -> Workflow:
         """Tell ``observer`` what happens in runs that start from now on; see `canobatch.observe`.
 
@@ -379,6 +394,7 @@ class Workflow:
         timeout: float | timedelta | None = None,
         output: str | os.PathLike[str] | None = None,
         begins: bool = True,
+        observers: Sequence[Observer] = (),
     ) -> Run:
         """Begin what `orchestrate` does, in the background, and return its handle.
 
@@ -393,6 +409,7 @@ class Workflow:
             output: A directory, made if missing, in which is kept what tasks print in workers, by attempt; read it
                 with `canobatch.output`. None: they print where this process does.
             begins: Whether it begins now; if not, `Run.begin` lets it.
+            observers: Are told of this run, after those of the workflow.
 
         Raises:
             ConfigurationError: As for `orchestrate`, or the directory cannot be made.
@@ -407,7 +424,7 @@ class Workflow:
         run_id = run_id or new_run_id()
         scribe = Scribe(definition) if journal is None else begin(definition, journal, run_id, initial, bound, store)
         settings: dict[str, Any] = {"where": where, "timeout": limit, "output": output, "begins": begins}
-        return self._run(initial, run_id, bound, store, scribe, pool, cancel, **settings)
+        return self._run(initial, run_id, bound, store, scribe, pool, cancel, observers=observers, **settings)
 
     def resume(self, run_id: str, *, pool: Backend | None = None, cancel: CancelToken | None = None) -> Any:
         """Go on with a run that was interrupted, that failed, or whose cancel kept it; return its exit state.
@@ -441,6 +458,7 @@ class Workflow:
         timeout: float | timedelta | None = None,
         output: str | os.PathLike[str] | None = None,
         begins: bool = True,
+        observers: Sequence[Observer] = (),
     ) -> Run:
         """Begin what `resume` does, in the background, and return the run's handle.
 
@@ -452,6 +470,7 @@ class Workflow:
             timeout: Seconds this run may take from now on.
             output: A directory for what tasks print; that of the run's earlier life will do.
             begins: Whether it begins now.
+            observers: Are told of this run, after those of the workflow.
 
         Raises:
             CanobatchError: As for `resume`.
@@ -465,7 +484,7 @@ class Workflow:
         store: Store = SharedStore() if self._store is None else self._store
         scribe, state, params = resume(self._definition, self._journal, run_id, store)
         settings: dict[str, Any] = {"where": where, "timeout": limit, "output": output, "begins": begins}
-        return self._run(state, run_id, params, store, scribe, pool, cancel, **settings)
+        return self._run(state, run_id, params, store, scribe, pool, cancel, observers=observers, **settings)
 
     def _freeze(self) -> None:
         if not self._definition.is_frozen:
@@ -486,6 +505,7 @@ class Workflow:
         timeout: float | None = None,
         output: str | os.PathLike[str] | None = None,
         begins: bool = True,
+        observers: Sequence[Observer] = (),
     ) -> Run:
         try:
             return Run(
@@ -499,7 +519,7 @@ class Workflow:
                     token=cancel or CancelToken(),
                     shelf=self._shelf,
                     resources=self._resources,
-                    observers=self._observers,
+                    observers=(*self._observers, *observers),
                     where=where,
                     timeout=timeout,
                     scribe=scribe,

@@ -44,12 +44,12 @@ class Event(NamedTuple):
     checkpoint              a cursor is kept                                      the cursor
     compensation_started    what a state did is being undone
     compensation_finished   that ended                                            the error, or None
-    flow_fired              a scheduler starts a run of a flow                    the flow's id, and more
-    flow_skipped            it does not                                           the flow's id, and more
+    flow_fired              a scheduler starts a run of a flow                    its `FlowRecord`
+    flow_skipped            it does not                                           its `FlowRecord`
     ======================  ====================================================  ==============================
 
-    ``seq`` counts the events of a run from 1. ``time`` is UTC. ``branch`` and ``attempt`` are None where they mean
-    nothing.
+    ``seq`` counts the events of a run, or of a scheduler, from 1. ``time`` is UTC. ``branch`` and ``attempt`` are
+    None where they mean nothing.
     """
 
     run_id: str
@@ -81,6 +81,10 @@ class Event(NamedTuple):
         }
 
 
+#: What a plain detail says.
+_MEANINGS = {"run_started": "workflow", "run_resumed": "workflow", "split_started": "total"}
+
+
 def _plain(kind: str, detail: Any) -> dict[str, Any]:
     if detail is None:
         return {}
@@ -93,10 +97,10 @@ def _plain(kind: str, detail: Any) -> dict[str, Any]:
         return dict(detail.counts)
     if kind == "progress":
         return dict(zip(("done", "total", "message"), detail, strict=True))
-    if kind == "split_started":
-        return {"total": detail}
-    if kind in {"run_started", "run_resumed"}:
-        return {"workflow": detail}
+    if kind in _MEANINGS:
+        return {_MEANINGS[kind]: detail}
+    if kind.startswith("flow_"):
+        return {"flow": detail.flow, "reason": detail.reason}
     return {"detail": detail if isinstance(detail, str | int | float | dict | list) else repr(detail)}
 
 

@@ -121,6 +121,12 @@ def _of_branch(event: Event) -> str:
     return f"{_place(event)}{result.status.replace('_', ' ')}{after}{_because(result.error)}"
 
 
+def _of_flow(event: Event) -> str:
+    record = event.detail
+    reason = f": {record.reason}" if record.reason else ""
+    return f"flow {record.flow!r} {event.kind.removeprefix('flow_')}{reason}"
+
+
 def _of_progress(event: Event) -> str:
     done, total, message = event.detail
     return f"{_place(event)}{done:g}{'' if total is None else f' of {total:g}'}{f' ({message})' if message else ''}"
@@ -148,4 +154,6 @@ _SENTENCES: dict[str, Callable[[Event], str]] = {
     "branch_killed": _of_branch,
     "retry": lambda event: f"{_place(event)}attempt {event.attempt} failed, another follows{_because(event.error)}",
     "progress": _of_progress,
+    "flow_fired": _of_flow,
+    "flow_skipped": _of_flow,
 }

@@ -209,7 +209,7 @@ class ProgressObserver:
 
     def on_event(self, event: Event) -> None:
         """Take one event."""
-        if not event.run_id:
+        if event.kind.startswith("flow_"):
             return
         with self._lock:
             run = self._runs.setdefault(event.run_id, RunProgress(event.run_id, started=event.time.timestamp()))

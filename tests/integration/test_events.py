@@ -19,8 +19,9 @@ from canobatch import (
     WorkerPool,
     Workflow,
 )
-from canobatch.errors import CanobatchError, WorkflowTimeoutError
+from canobatch.errors import CanobatchError, JoinError, WorkflowTimeoutError
 from canobatch.join import BranchResult, BranchStatus, SplitResult
+from canobatch.journal import MemoryJournal
 from tests.support.branches import Act, map_of, split_of
 from tests.support.watch import await_that
 
@@ -44,7 +45,7 @@ class Recorder:
 def assert_balanced(events):
     """Every start has one end, in order, within what it belongs to."""
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
-    assert events[0].kind == "run_started"
+    assert events[0].kind in {"run_started", "run_resumed"}
     assert [event.kind for event in events if event.kind in ENDS] == [events[-1].kind]
     split, open_branches, ended = None, set(), Counter()
     for event in events:
@@ -56,7 +57,7 @@ def assert_balanced(events):
             assert event.state == split
             assert not open_branches
             split = None
-        elif event.kind.startswith("branch_"):
+        elif event.kind.startswith("branch_") and event.kind != "branch_kept":
             assert event.state == split
             if event.kind == "branch_started":
                 assert event.branch not in open_branches
@@ -200,4 +201,27 @@ def test_a_run_out_of_time_ends_its_split_first(shared_pool):
         flow.orchestrate("split", pool=shared_pool)
     assert [event.kind for event in recorder.events][-2:] == ["split_finished", "run_failed"]
     assert len(recorder.of("branch_killed")) == 2
+    assert_balanced(recorder.events)
+
+
+def test_what_a_resumed_run_keeps_is_told(shared_pool, tmp_path):
+    """Branches of an earlier life are neither started nor ended, but kept; the others go through both."""
+
+    def work(ctx, item):
+        if item == 2 and not (tmp_path / "mended").exists():
+            raise ValueError("not yet")
+        return item
+
+    flow = map_of(work, range(4), all_, into="v", workflow={"journal": MemoryJournal()})
+    run = flow.start("split", pool=shared_pool)
+    with pytest.raises(JoinError):
+        run.wait(60)
+    (tmp_path / "mended").touch()
+    recorder = Recorder()
+    again = flow.with_observer(recorder).start_resume(run.id, pool=shared_pool)
+    assert again.wait(60) == "joined"
+    assert again.store.get("v") == [0, 1, 2, 3]
+    assert [(event.branch, event.detail.value) for event in recorder.of("branch_kept")] == [(0, 0), (1, 1), (3, 3)]
+    assert [event.branch for event in recorder.of("branch_started")] == [2]
+    assert recorder.events[0].kind == "run_resumed"
     assert_balanced(recorder.events)

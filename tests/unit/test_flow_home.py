@@ -385,6 +385,52 @@ def test_a_running_flow_is_not_forgotten(node, body, home):
         assert shared.list() == []
 
 
+# -- what cannot be written down
+
+
+def broken(*args, **kwargs):
+    """Stands for a disk that is full."""
+    raise JournalError("no space left", reason="full")
+
+
+def test_a_tick_that_cannot_be_written_down_is_tried_again(node, body, monkeypatch, caplog):
+    """Nothing runs that is not on disk; five seconds later the same tick does."""
+    a = node(minutely(body, start="after_interval"))
+    with monkeypatch.context() as patch:
+        patch.setattr(a.running._ledger, "record", broken)
+        a.clock.advance(60)
+        assert body.started == 0
+    assert "could not be looked after" in caplog.text
+    a.clock.advance(5)
+    await_idle(a, body, 1)
+    assert told(a, "fired", "skipped") == [(60, "fired", "")]
+    assert a.status("f").run_count == 1
+
+
+def test_a_trigger_that_cannot_be_written_down_is_an_error(node, body, monkeypatch):
+    """The flow is as it was, also for another scheduler, and can be triggered again."""
+    a, b = node(manual(body)), node(manual(body))
+    with monkeypatch.context() as patch:
+        patch.setattr(a.running._ledger, "record", broken)
+        with pytest.raises(JournalError):
+            a.trigger("f")
+    assert (body.started, a.status("f").status, a.status("f").run_count) == (0, FlowStatus.IDLE, 0)
+    assert b.trigger("f").wait(NEVER) == "done"
+    assert a.trigger("f").wait(NEVER) == "done"
+
+
+def test_an_end_that_cannot_be_written_down_strands_no_flow(node, body, monkeypatch):
+    """The run has ended for whoever waits for it, and the next one runs."""
+    a = node(manual(body))
+    body.gate.clear()
+    run = a.trigger("f")
+    with monkeypatch.context() as patch:
+        patch.setattr(a.running._ledger, "record", broken)
+        body.gate.set()
+        assert run.wait(NEVER) == "done"
+    assert a.trigger("f").wait(NEVER) == "done"
+
+
 # -- what cannot be a home
 
 

@@ -19,6 +19,7 @@ from canobatch.join import BranchResult, BranchStatus, SplitResult
 from canobatch.observe import Event, LoggingObserver, ProgressObserver, RunProgress
 from canobatch.observe.log import describe
 from canobatch.observe.progress import clock_text
+from canobatch.scheduler.ledger import FlowRecord
 from tests.support.watch import await_that
 
 BEGAN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -92,6 +93,19 @@ def test_events_are_sentences():
     assert describe(failed, 2.0) == "failed: ValueError: no (2.0 s)"
     assert describe(cancelled) == "cancelled: RunCancelledError: enough"
     assert describe(other) == "state COUNT: circuit open: ValueError: open"
+
+
+def test_flows_are_told_by_their_names(caplog):
+    """What a scheduler does is logged under the flow's id, and is nothing that has progress."""
+    skipped = FlowRecord("nightly", BEGAN, "skipped", reason="it is running")
+    event = Event("", 1, BEGAN, "flow_skipped", detail=skipped)
+    LoggingObserver("test.runs").on_event(event)
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage()) == ("WARNING", "flow 'nightly' skipped: it is running")
+    assert event.to_dict()["flow"] == "nightly"
+    observer = ProgressObserver(Console(file=io.StringIO()))
+    observer.on_event(event)
+    assert observer.runs == []
 
 
 def test_they_are_logged_at_the_level_they_are_worth(caplog):

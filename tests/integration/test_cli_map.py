@@ -114,7 +114,7 @@ def test_retries_and_a_crash(place):
     assert "input 2 (2) lost" in done.stderr
 
 
-@pytest.mark.parametrize("join", ["any", "quorum=1", "percentage=25", "percentage=0.25", "deadline=1"])
+@pytest.mark.parametrize("join", ["any", "quorum=1", "percentage=25", "percentage=0.25", "deadline=8"])
 def test_joins_kill_the_rest(place, join):
     """As soon as enough succeeded, or time is over, the rest is killed and what there is counts."""
     done = place.run("map", "fn.py:hang", "-j", "4", "--join", join, stdin="slow1\nquick\nslow2\nslow3\n")
@@ -176,7 +176,14 @@ def test_nobody_reads_the_results(place):
     many = "\n".join(map(str, range(200_000)))
     command = f"{' '.join(PROGRAM)} map fn.py:identity -j 1 | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(
-        ["bash", "-c", command], cwd=place.path, env=place.env(), input=many, capture_output=True, text=True, timeout=90
+        ["bash", "-c", command],
+        cwd=place.path,
+        env=place.env(),
+        input=many,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
     )
     assert done.stdout == "0\n"
     assert done.returncode == 141
@@ -184,8 +191,8 @@ def test_nobody_reads_the_results(place):
     assert "Error" not in done.stderr
 
 
-def test_a_slow_input_does_not_keep_a_cancelled_map(place):
-    """Ctrl-C works while standard input waits for more."""
+def test_a_slow_input_keeps_neither_results_nor_a_cancel(place):
+    """While standard input waits for more, results are written, and Ctrl-C works."""
     reader, writer = os.pipe()
     process = place.start("map", "fn.py:identity", stdin=reader)
     os.close(reader)

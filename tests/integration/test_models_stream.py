@@ -19,7 +19,7 @@ from canobatch.errors import (
 from canobatch.models import CloseReason, Count, DeadLetter, Duration, ErrorPolicy, StreamTask
 from canobatch.workflow import Workflow
 from tests.support.branches import FOREVER, await_marks, mark, marks
-from tests.support.models import WORKER, Recorder, began, state_of
+from tests.support.models import SOON, WORKER, Recorder, began, state_of
 from tests.support.tasks import assert_works
 from tests.support.watch import Scene, Witness
 
@@ -309,10 +309,10 @@ def test_a_hung_item_is_killed_and_skipped(concurrency, shared_pool):
             return super().process_item(ctx, item)
 
     task = Hangs(4, concurrency=concurrency, on_item_error=ErrorPolicy.skip(), window=Count(9))
-    run = began(flow_of(task, config=TaskConfig(attempt_timeout=0.5)), shared_pool)
+    run = began(flow_of(task, config=TaskConfig(attempt_timeout=SOON)), shared_pool)
     assert run.wait(30) == "end"
     assert run.store.get("windows") == [[10, 30, 40]]
-    assert "did not end within 0.5 s" in run.store.get("dead_letters")[0].error
+    assert "did not end within 3 s" in run.store.get("dead_letters")[0].error
 
 
 def test_an_item_that_takes_its_worker_along_is_skipped(shared_pool):
@@ -338,7 +338,7 @@ def test_w13_the_other_phases_are_bounded_too(phase, shared_pool):
 
     task = type("Hangs", (Numbers,), {phase: hang})(2)
     with pytest.raises(TaskTimeoutError):
-        began(flow_of(task, config=TaskConfig(attempt_timeout=0.5)), shared_pool).wait(30)
+        began(flow_of(task, config=TaskConfig(attempt_timeout=SOON)), shared_pool).wait(30)
 
 
 # -- order and parallelism
@@ -596,7 +596,7 @@ def test_w13_a_cancel_while_the_source_opens(shared_pool, tmp_path):
 
 def test_the_total_timeout_drains_too(shared_pool, tmp_path):
     """It surfaces as the run's timeout, and on_close is told the reason."""
-    run = began(flow_of(Endless(tmp_path, 2, window=Count(9)), total_timeout=1.0), shared_pool)
+    run = began(flow_of(Endless(tmp_path, 2, window=Count(9)), total_timeout=SOON), shared_pool)
     with pytest.raises(WorkflowTimeoutError):
         run.wait(30)
     assert run.store.get("windows") == [[10, 20]]

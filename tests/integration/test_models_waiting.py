@@ -21,7 +21,7 @@ from canobatch.errors import (
 from canobatch.models import Done, ErrorPolicy, More, Node, Pending, PollTask, Ready, SteppedTask, TimerTask
 from canobatch.workflow import Workflow
 from tests.support.branches import FOREVER
-from tests.support.models import WORKER, Recorder, began, state_of
+from tests.support.models import SOON, WORKER, Recorder, began, state_of
 from tests.support.tasks import assert_works
 from tests.support.watch import Witness, await_that, is_alive
 
@@ -399,5 +399,5 @@ def test_nothing_of_a_hung_poll_survives_its_timeout(shared_pool, tmp_path):
     """The process of a poll that was timed out is dead."""
     place = tmp_path / "pid"
     with pytest.raises(TaskTimeoutError):
-        began(state_of(Never(place, hang=True), config=TaskConfig(attempt_timeout=0.3)), shared_pool).wait(30)
+        began(state_of(Never(place, hang=True), config=TaskConfig(attempt_timeout=SOON)), shared_pool).wait(30)
     assert not is_alive(int(place.read_text()))

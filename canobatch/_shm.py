@@ -177,6 +177,27 @@ def allow_many_descriptors() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+class Awaited:
+    """Where the descriptor of a memfd will be that another process is to make: it counts as taken until it comes."""
+
+    path = ""
+    offset = 0
+    _lock = threading.RLock()
+    #: How many there are.
+    count = 0
+
+    def __init__(self) -> None:
+        self._is_open = True
+        with Awaited._lock:
+            Awaited.count += 1
+
+    def close(self) -> None:
+        """It has come, or never will."""
+        with Awaited._lock:
+            Awaited.count -= self._is_open
+            self._is_open = False
+
+
 def are_descriptors_scarce() -> bool:
     """Return whether this process has few descriptors left."""
     # The lowest free number says how many there are, near enough.
@@ -185,4 +206,4 @@ def are_descriptors_scarce() -> bool:
     except OSError:
         return True
     os.close(fd)
-    return fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] * _DESCRIPTOR_SHARE
+    return fd + Awaited.count >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] * _DESCRIPTOR_SHARE

@@ -217,14 +217,13 @@ class Grant(NamedTuple):
     """Leave to write one segment: what its writer is told, and what is kept for it meanwhile."""
 
     ticket: Ticket
-    home: _shm.Home | None
+    home: _shm.Home
     size: int
     charge: Charge | None
 
     def cancel(self) -> None:
         """Give up what was reserved: nothing was written, or its writer is dead."""
-        if self.home is not None:
-            self.home.close()
+        self.home.close()
 
 
 class Segments:
@@ -281,12 +280,12 @@ class Segments:
         quota = self._settle_quota()
         charge = quota.take(size)
         try:
-            if charge is not None and kind() == "shm":
-                block = _shm.block_module().allocate(size)
+            block = _allocate_block(size) if charge is not None and kind() == "shm" else None
+            if block is not None:
                 return Grant(("shm", block.path, 0), block, size, charge)
             is_scarce = spare_descriptors or _shm.are_descriptors_scarce()
-            if charge is not None and not is_scarce:
-                return Grant(("memfd", "", 0), None, size, charge)
+            if charge is not None and not is_scarce and kind() == "memfd":
+                return Grant(("memfd", "", 0), _shm.Awaited(), size, charge)
             home = self._shared_file.allocate(size) if is_scarce else _shm.spill(size)
         except OSError as error:
             limit = f"; {quota.used / 1e6:.0f} of {quota.limit / 1e6:.0f} MB are used" if charge is None else ""
@@ -295,7 +294,10 @@ class Segments:
 
     def adopt(self, grant: Grant, uid: bytes, fd: int) -> Segment:
         """Become the owner of what was written by leave of ``grant``; ``fd`` is taken over."""
-        home = _shm.File(fd) if grant.home is None else grant.home
+        home = grant.home
+        if isinstance(home, _shm.Awaited):
+            home.close()
+            home = _shm.File(fd)
         return Segment(home, grant.size, uid, grant.charge)
 
     def forget(self) -> None:
@@ -314,6 +316,16 @@ class Segments:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return default, ()
+
+
+def _allocate_block(size: int) -> Any:
+    """Return a named block; None where its file system is full, for what is on disk has more room."""
+    try:
+        return _shm.block_module().allocate(size)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        return None
 
 
 def kind() -> str:

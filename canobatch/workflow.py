@@ -115,6 +115,11 @@ class Workflow:
         return list(self._definition.exits)
 
     @property
+    def has_journal(self) -> bool:
+        """Whether its runs are recorded, and can be resumed."""
+        return self._journal is not None
+
+    @property
     def observers(self) -> tuple[Observer, ...]:
         """Who is told what happens in its runs."""
         return tuple(self._observers)
@@ -382,9 +387,7 @@ class Workflow:
         Raises:
             ConfigurationError: As for `orchestrate`.
         """
-        _check_run(pool, run_id, cancel)
-        if where not in ("parent", "worker"):
-            raise ConfigurationError(f"where must be 'parent' or 'worker', got {where!r}")
+        _check_run(pool, run_id, cancel, where)
         limit = _limit("timeout", timeout)
         self._freeze()
         definition, journal = self._definition, self._journal
@@ -417,20 +420,38 @@ class Workflow:
         """
         return self.start_resume(run_id, pool=pool, cancel=cancel).wait_through_interrupt()
 
-    def start_resume(self, run_id: str, *, pool: Backend | None = None, cancel: CancelToken | None = None) -> Run:
+    def start_resume(
+        self,
+        run_id: str,
+        *,
+        pool: Backend | None = None,
+        cancel: CancelToken | None = None,
+        where: Literal["parent", "worker"] = "parent",
+        timeout: float | timedelta | None = None,
+        begins: bool = True,
+    ) -> Run:
         """Begin what `resume` does, in the background, and return the run's handle.
+
+        Args:
+            run_id: Which run.
+            pool: Where branches run.
+            cancel: Cancels the run from elsewhere.
+            where: As for `start`, like the others.
+            timeout: Seconds this run may take from now on.
+            begins: Whether it begins now.
 
         Raises:
             CanobatchError: As for `resume`.
         """
-        _check_run(pool, run_id, cancel)
+        _check_run(pool, run_id, cancel, where)
+        limit = _limit("timeout", timeout)
         self._freeze()
         if self._journal is None:
             text = f"workflow {self.name!r} has no journal to resume {run_id} from; give it one with journal=..."
             raise ConfigurationError(text)
         store: Store = SharedStore() if self._store is None else self._store
         scribe, state, params = resume(self._definition, self._journal, run_id, store)
-        return self._run(state, run_id, params, store, scribe, pool, cancel)
+        return self._run(state, run_id, params, store, scribe, pool, cancel, where=where, timeout=limit, begins=begins)
 
     def _freeze(self) -> None:
         if not self._definition.is_frozen:
@@ -518,7 +539,9 @@ def _as_resources(given: object) -> Resources:
     return Resources(given)
 
 
-def _check_run(pool: object, run_id: object, cancel: object) -> None:
+def _check_run(pool: object, run_id: object, cancel: object, where: object) -> None:
+    if where not in ("parent", "worker"):
+        raise ConfigurationError(f"where must be 'parent' or 'worker', got {where!r}")
     if pool is not None and not hasattr(pool, "open_lane"):
         raise ConfigurationError(f"pool must be a WorkerPool, got {pool!r}")
     if run_id is not None and not (isinstance(run_id, str) and run_id):

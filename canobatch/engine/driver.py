@@ -108,6 +108,7 @@ class Driver:
         self._seq = 0
         self._saga = Saga(self)
         self._patience: Patience | None = None
+        self._is_killed = False
         #: Events of lanes that are in use while another one is read.
         self._aside: dict[LaneHandle, list[PoolEvent]] = {}
 
@@ -122,6 +123,7 @@ class Driver:
         self.emit("run_resumed" if self.scribe.is_resumed else "run_started")
         try:
             with self.resources.held(), self._saga.rolled_back():
+                self._saga.restore()
                 state = self._walk()
             self.scribe.end(state, None, is_kept=True)
         except BaseException as error:
@@ -152,6 +154,9 @@ class Driver:
             self.path.append(state)
             self.scribe.enter(state)
             self.emit("state_entered", state=state)
+            failure = self.scribe.failure()
+            if failure is not None:
+                raise failure
             # An exit before a cancel: a run that is through is not undone by a late one.
             if state in definition.exits:
                 return state
@@ -271,6 +276,7 @@ class Driver:
         """Return this run's side of the pool, made when first needed."""
         if self._station is None:
             backend = self._backend()
+            self.scribe.own(getattr(backend, "token", ""))
             self._station = Station(
                 backend, self._shelf(backend), self.run_id, self.params, self._mail.put, self.store.segments
             )
@@ -439,10 +445,19 @@ class Driver:
                 elif isinstance(event, Broken):
                     is_over = True
 
+    def hasten(self, reason: str) -> None:
+        """Cancel, and have no patience with what runs; from any thread."""
+        self._is_killed = True
+        self.token.cancel(reason)
+        self.wake()
+
     @contextmanager
-    def patient(self, grace: float | None) -> Iterator[None]:
-        """Within, a cancel and the run's timeout are heeded only ``grace`` seconds after they came; None: never."""
-        before, self._patience = self._patience, Patience(grace)
+    def patient(self, grace: float | None, *, is_firm: bool = False) -> Iterator[None]:
+        """Within, a cancel and the run's timeout are heeded only ``grace`` seconds after they came; None: never.
+
+        A kill is heeded at once, unless the patience ``is_firm``.
+        """
+        before, self._patience = self._patience, Patience(grace, is_firm=is_firm)
         try:
             yield
         finally:
@@ -460,7 +475,8 @@ class Driver:
         """Raise if the run was cancelled or its time is up, and nothing asks for patience."""
         now = _clock.monotonic()
         is_over = self.token.is_cancelled or (self._deadline is not None and now >= self._deadline)
-        if not is_over or (self._patience is not None and self._patience.bears(now)):
+        patience = self._patience
+        if not is_over or (patience is not None and (patience.is_firm or not self._is_killed) and patience.bears(now)):
             return
         if self.token.is_cancelled:
             state = self.path[-1] if self.path else None

@@ -7,6 +7,7 @@ import heapq
 import itertools
 import random
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from canobatch import _clock
@@ -19,7 +20,7 @@ from canobatch.pool import Call, Finished, Lost, Progressed
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from canobatch.effects import Operation
+    from canobatch.effects import Data, Operation, Place
     from canobatch.engine.visit import Visit
     from canobatch.pool import Event, LaneHandle
 
@@ -35,6 +36,15 @@ class ItemOutcome:
     value: Any
     error: TaskError | None
     operations: Sequence[Operation]
+
+
+def packed_item(item: Any, place: Place) -> Data:
+    """Return what a worker gets for an item.
+
+    Raises:
+        PayloadError: It cannot be pickled.
+    """
+    return pack((_PHASE, (item,)), place)
 
 
 class Items(Protocol):
@@ -61,6 +71,9 @@ class Items(Protocol):
     def submit(self, item: Any) -> None:
         """Take one more item."""
 
+    def give(self, value: Any, operations: Sequence[Operation]) -> None:
+        """Take one more item that was processed before."""
+
     def take(self, events: Sequence[Event]) -> None:
         """Take what the pool reports."""
 
@@ -80,8 +93,9 @@ class ItemsHere:
     lane = None
     next_due = None
 
-    def __init__(self, visit: Visit) -> None:
+    def __init__(self, visit: Visit, *, is_kept: bool = False) -> None:
         self._visit = visit
+        self._is_kept = is_kept
         self._config = dataclasses.replace(visit.config, retry=visit.model.item_retry)
         self._ready: deque[ItemOutcome] = deque()
         self.submitted = 0
@@ -111,7 +125,23 @@ class ItemsHere:
                 self._ready.append(ItemOutcome(index, item, None, error, ()))
             else:
                 self._ready.append(ItemOutcome(index, None, value, None, operations))
+                if self._is_kept:
+                    self._keep(index, attempt, item, value, operations)
             return
+
+    def _keep(self, index: int, attempt: int, item: Any, value: Any, operations: Sequence[Operation]) -> None:
+        """Record a success, if it can be packed: here it need not be."""
+        scribe, place = self._visit.driver.scribe, self._visit.driver.store.segments.place
+        if not scribe.is_on:
+            return
+        with suppress(PayloadError):
+            data, packed = packed_item(item, place), pack(value, place)
+            scribe.succeed(index, attempt, packed, operations, data)
+
+    def give(self, value: Any, operations: Sequence[Operation]) -> None:
+        """Take one more item that was processed before."""
+        self._ready.append(ItemOutcome(self.submitted, None, value, None, operations))
+        self.submitted += 1
 
     def take(self, events: Sequence[Event]) -> None:
         """Nothing comes from elsewhere."""
@@ -134,8 +164,10 @@ class ItemsHere:
 class ItemsInWorkers:
     """Processes up to ``concurrency`` items at a time in the worker pool, on a lane of its own."""
 
-    def __init__(self, visit: Visit, concurrency: int, ahead: int | None = None) -> None:
+    def __init__(self, visit: Visit, concurrency: int, ahead: int | None = None, *, is_kept: bool = False) -> None:
         self._visit = visit
+        #: Whether each success is recorded by itself.
+        self._is_kept = is_kept
         self._concurrency = concurrency
         #: How many items may be submitted and not yet given back.
         self._ahead = ahead
@@ -171,7 +203,7 @@ class ItemsInWorkers:
         index = self.submitted
         self.submitted += 1
         try:
-            data = pack((_PHASE, (item,)), self._visit.driver.store.segments.place)
+            data = packed_item(item, self._visit.driver.store.segments.place)
         except PayloadError as error:
             where = self._visit.where(index, 1)
             failure = PayloadError(f"{where}: its item cannot be sent to a worker: {error}", **where.facts)
@@ -184,6 +216,11 @@ class ItemsInWorkers:
             self._begin()
         config = self._config
         self._send(Call(index, 1, data, config.attempt_timeout, config.memory_limit, config.runs_alone))
+
+    def give(self, value: Any, operations: Sequence[Operation]) -> None:
+        """Take one more item that was processed before."""
+        self._done[self.submitted] = ItemOutcome(self.submitted, None, value, None, operations)
+        self.submitted += 1
 
     def take(self, events: Sequence[Event]) -> None:
         """Take outcomes, and send attempts whose back-off is over."""
@@ -249,6 +286,8 @@ class ItemsInWorkers:
             except BaseException as error:  # noqa: BLE001 - user classes may do anything
                 self._fail(event, unpacking_error(error, where))
                 return
+        if self._is_kept:
+            self._visit.driver.scribe.accept(event)
         self._done[index] = ItemOutcome(index, None, value, None, event.operations)
 
     def _fail(self, event: Finished | Lost, error: TaskError) -> None:

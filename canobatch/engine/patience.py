@@ -4,10 +4,14 @@ from __future__ import annotations
 
 
 class Patience:
-    """Bears that a run is over for ``grace`` seconds from when that is first seen; None: for ever."""
+    """Bears that a run is over for ``grace`` seconds from when that is first seen; None: for ever.
 
-    def __init__(self, grace: float | None) -> None:
+    One that is firm also bears that the run is to be killed.
+    """
+
+    def __init__(self, grace: float | None, *, is_firm: bool = False) -> None:
         self._grace = grace
+        self.is_firm = is_firm
         #: The end of it on the monotonic clock, once it is known.
         self.until: float | None = None
 

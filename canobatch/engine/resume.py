@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from canobatch import _procs
 from canobatch.definition import label
 from canobatch.effects import dumps, loads, rebuild_error, with_data
 from canobatch.engine.scribe import Scribe, check_interpreter, made_with
@@ -14,7 +15,7 @@ from canobatch.task import bind_params
 
 if TYPE_CHECKING:
     from canobatch.definition import Definition
-    from canobatch.journal import Journal, Recovered
+    from canobatch.journal import Journal, Owner, Recovered
     from canobatch.store import Store
 
 
@@ -61,6 +62,7 @@ def resume(definition: Definition, journal: Journal, run_id: str, store: Store) 
     run, recovered = journal.take_over(run_id, workflow=definition.name, version=definition.version, made_with=present)
     try:
         _require_open(recovered)
+        _kill_what_is_left(recovered.owner)
         kept: list[Any] = [] if recovered.params is None else [recovered.params]
         check_interpreter(recovered, present, [*kept, *(entry.data for entry in recovered.store.values())])
         state = _state_of(definition, recovered)
@@ -76,6 +78,14 @@ def resume(definition: Definition, journal: Journal, run_id: str, store: Store) 
         run.close()
         raise
     return Resumed(scribe, state, params)
+
+
+def _kill_what_is_left(owner: Owner) -> None:
+    """Kill what a dead owner's pool left behind: nothing, unless its keeper was killed together with it."""
+    is_of_here = (owner.boot_id, owner.pid_namespace) == (_procs.boot_id(), _procs.pid_namespace())
+    # Where the owner lives, it has only let go of the run, and its pool may serve others.
+    if owner.token and is_of_here and _procs.start_ticks(owner.pid) != owner.start_ticks:
+        _procs.kill_marked(owner.token)
 
 
 def _state_of(definition: Definition, recovered: Recovered) -> Any:

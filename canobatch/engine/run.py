@@ -81,6 +81,14 @@ class Run:
         """
         self._driver.token.cancel(reason, keep=keep)
 
+    def kill(self, reason: str = "killed") -> None:
+        """Cancel the run, and do not wait for a compensatable task to come to its end; returns at once.
+
+        What is done is rolled back all the same; the task that was cut is in doubt. A task that runs in this
+        process cannot be killed.
+        """
+        self._driver.hasten(reason)
+
     def watch(self, watcher: Callable[[], None]) -> None:
         """Call ``watcher`` when the run has come to its end, before those who wait are told; now, if it has ended.
 

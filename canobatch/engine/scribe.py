@@ -15,7 +15,13 @@ from canobatch.definition import Single, label
 from canobatch.effects import Placed, first_line, loads, rebuild_error, record_error, stream_of, with_data
 from canobatch.engine.attempt import status_of
 from canobatch.engine.report import StateReport
-from canobatch.errors import JournalError, PayloadError, RunCancelledError, VersionMismatchError
+from canobatch.errors import (
+    CompensationError,
+    JournalError,
+    PayloadError,
+    RunCancelledError,
+    VersionMismatchError,
+)
 from canobatch.join import BranchResult, BranchStatus, SplitResult
 from canobatch.journal import AttemptRecord, Commit, RunStatus
 from canobatch.segments import flat, unflat
@@ -24,9 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from canobatch.definition import Definition
-    from canobatch.effects import Data, Entry
+    from canobatch.effects import Data, Entry, Operation
     from canobatch.errors import TaskError
-    from canobatch.journal import Recovered, RunJournal, Ticket, VisitRecord
+    from canobatch.journal import CompensationRecord, Recovered, RunJournal, Ticket, VisitRecord
     from canobatch.pool import Finished, Lost
     from canobatch.segments import Segments
 
@@ -69,6 +75,7 @@ class Scribe:
         self._recovered = recovered
         self._states = {label(state): state for state in [*definition.handlers, *definition.exits]}
         self.visit = 0
+        self._is_going_back = False
         #: What was handed to the journal last.
         self._ticket: Ticket | None = None
         #: Whether the visit that is entered next is in the journal already.
@@ -187,25 +194,36 @@ class Scribe:
         _faults.point("engine.state.entered")
 
     def accept(self, event: Finished) -> None:
-        """A branch was accepted."""
+        """A branch was accepted, or an item of a batch."""
+        call = event.call
+        if self._journal is not None and call.branch is not None:
+            times = event.started, event.duration, event.cpu_time, event.max_rss
+            self.succeed(call.branch, call.attempt, event.payload, event.operations, call.item, times)
+
+    def succeed(
+        self,
+        branch: int,
+        attempt: int,
+        value: Data | None,
+        operations: Sequence[Operation],
+        item: Data | None,
+        times: tuple[float | None, float | None, float | None, int | None] = (None, None, None, None),
+    ) -> None:
+        """Record a success; what is packed may lie in segments."""
         if self._journal is None:
             return
-        call = event.call
         _faults.point("engine.accept.before")
         self._ticket = self._journal.record(
             AttemptRecord(
                 self.visit,
-                call.branch,
-                call.attempt,
+                branch,
+                attempt,
                 BranchStatus.SUCCEEDED.value,
-                None if event.payload is None else flat(event.payload),
-                with_data(tuple(event.operations), flat),
+                None if value is None else flat(value),
+                with_data(tuple(operations), flat),
                 None,
-                event.started,
-                event.duration,
-                event.cpu_time,
-                event.max_rss,
-                item_digest(call.item),
+                *times,
+                item_digest(item),
             )
         )
         _faults.point("engine.accept.after")
@@ -226,6 +244,11 @@ class Scribe:
             )
         )
 
+    def own(self, token: str) -> None:
+        """What this run starts carries ``token`` from now on: whoever resumes it finds what was left by it."""
+        if self._journal is not None and token:
+            self._journal.own(token)
+
     def wait(self) -> None:
         """Wait until everything that was told is durable: only then others may hear of it."""
         if self._ticket is not None:
@@ -242,6 +265,8 @@ class Scribe:
         cut: Iterable[BranchResult] = (),
         cursors: Mapping[str, Data] | None = None,
         error: BaseException | None = None,
+        outputs: Mapping[int, bytes] | None = None,
+        undone: int | None = None,
     ) -> Callable[[bool, Mapping[str, Entry | None]], None] | None:
         """Return what makes a commit durable, once the store knows its changes; None without a journal.
 
@@ -266,6 +291,8 @@ class Scribe:
                     total=None if result is None else len(result),
                     duration=None if report is None else report.elapsed(_clock.epoch()),
                     error=None if error is None else record_error(error),
+                    outputs=outputs or {},
+                    undone=undone,
                 )
             )
             self._is_announced = following is not None
@@ -283,6 +310,51 @@ class Scribe:
             duration=branch.duration,
         )
 
+    # -- what can be undone
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a journal."""
+        return self._journal is not None
+
+    def deeds(self) -> list[CompensationRecord]:
+        """Return what earlier lives did, or may have done, and did not undo; in the order in which they did it."""
+        if self._recovered is None or not self._recovered.is_resumable:
+            return []
+        return [deed for deed in self._recovered.compensations if deed.status != "undone"]
+
+    def state_named(self, name: str) -> Any:
+        """Return the state of a label, or the label."""
+        return self._state_of(name)
+
+    def failure(self) -> BaseException | None:
+        """Return what an earlier life began to roll back for: this one goes on with that."""
+        if self._recovered is None or self._recovered.rollback is None:
+            return None
+        return rebuild_error(self._recovered.rollback)
+
+    def intend(self, state: Any) -> int:
+        """A task that can be undone is about to run; return the number of this intent."""
+        return 0 if self._journal is None else self._journal.intend(self.visit, label(state))
+
+    def withdraw(self, number: int) -> None:
+        """It failed by itself."""
+        if self._journal is not None:
+            self._journal.withdraw(number)
+
+    def begin_rollback(self, error: BaseException) -> None:
+        """The run goes back."""
+        self._is_going_back = True
+        if self._journal is not None and self.failure() is None:
+            self._journal.begin_rollback(record_error(error))
+
+    def fail_compensation(self, number: int, error: BaseException) -> None:
+        """Something could not be undone."""
+        if self._journal is not None:
+            self._journal.end_compensation(number, record_error(error))
+
+    # -- the end
+
     def end(self, state: Any, error: BaseException | None, *, is_kept: bool) -> None:
         """The run ended, at an exit state or with an error.
 
@@ -298,8 +370,10 @@ class Scribe:
             name = None if state is None else label(state)
             if error is None:
                 journal.end(RunStatus.COMPLETED, state=name)
-            elif isinstance(error, RunCancelledError):
+            elif isinstance(error, RunCancelledError) and not self._is_going_back:
                 journal.end(RunStatus.CANCELLED, state=name, error=record_error(error), is_resumable=is_kept)
+            elif self._is_going_back and not isinstance(error, CompensationError):
+                journal.end(RunStatus.ROLLED_BACK, state=name, error=record_error(error))
             else:
                 journal.end(RunStatus.FAILED, state=name, error=record_error(error), is_resumable=True)
         finally:

@@ -15,8 +15,9 @@ from canobatch.definition import label
 from canobatch.effects import describe_error, loads, pack
 from canobatch.engine.admission import let_through
 from canobatch.engine.attempt import Where, error_of, is_mendable, own_error, unpacking_error, wrap
-from canobatch.engine.items import ItemsHere, ItemsInWorkers
-from canobatch.errors import PayloadError, TaskError, TaskTimeoutError, WorkflowError
+from canobatch.engine.items import ItemsHere, ItemsInWorkers, packed_item
+from canobatch.engine.scribe import check_item
+from canobatch.errors import JournalError, PayloadError, TaskError, TaskTimeoutError, WorkflowError
 from canobatch.models import CompensatableTask, ItemResult
 from canobatch.phases import Phases
 from canobatch.pool import Call, Finished
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from canobatch.engine.driver import Driver
     from canobatch.engine.items import Items
     from canobatch.engine.report import StateReport
+    from canobatch.journal import AttemptRecord
     from canobatch.pool.backend import Header
     from canobatch.snapshot import Snapshot
     from canobatch.view import StoreView
@@ -66,6 +68,11 @@ class Visit:
         self._cursor: Data | None = driver.scribe.cursor("cursor")
         #: What an earlier attempt came to know, and the next need not find out again.
         self._made: list[Any] = []
+        made = driver.scribe.cursor("made")
+        if made is not None:
+            self._made.append(loads(made))
+        #: What compensations will be given, by the number of their intents.
+        self.outputs: dict[int, bytes] = {}
         self._deadline: float | None = None
 
     # -- attempts
@@ -254,13 +261,22 @@ class Visit:
         iterator = iter(items)
         is_exhausted = False
         # A batch's items go to workers also when the rest of it runs here.
-        crew: Items = ItemsHere(self) if self.config.where == "parent" else ItemsInWorkers(self, model.concurrency)
+        crew: Items = (
+            ItemsHere(self, is_kept=True)
+            if self.config.where == "parent"
+            else ItemsInWorkers(self, model.concurrency, is_kept=True)
+        )
+        known = self._known_items()
         with crew:
             while not is_exhausted or not crew.is_idle:
                 began = _clock.monotonic()
                 while not is_exhausted and crew.room() > 0 and _clock.monotonic() - began < _FEED_PATIENCE:
                     try:
-                        crew.submit(next(iterator))
+                        item = next(iterator)
+                        if crew.submitted in known:
+                            crew.give(*self._known(known[crew.submitted], item))
+                        else:
+                            crew.submit(item)
                     except StopIteration:
                         is_exhausted = True
                     except Exception as error:
@@ -277,8 +293,18 @@ class Visit:
                     crew.take(driver.mail(crew.lane, _clock.monotonic() if has_more else crew.next_due))
         return results
 
+    def _known_items(self) -> dict[int, AttemptRecord]:
+        """Return the items that an earlier life has processed."""
+        accepted, _ = self.driver.scribe.recorded(self.driver.store.segments)
+        return {attempt.branch: attempt for attempt in accepted if attempt.branch is not None}
+
+    def _known(self, attempt: AttemptRecord, item: Any) -> tuple[Any, Sequence[Operation]]:
+        data = packed_item(item, self.driver.store.segments.place)
+        check_item(attempt.item, data, f"state {label(self.state)}, item {attempt.branch}", self.driver.run_id)
+        return self.driver.scribe.value_of(attempt), attempt.operations
+
     def _load_error(self, error: Exception, count: int) -> Exception:
-        if isinstance(error, TaskError | WorkflowError):
+        if isinstance(error, TaskError | WorkflowError | JournalError):
             return error
         where = self.where()
         text = f"{where}: the items of load failed after {count}: {describe_error(error)}"
@@ -332,13 +358,23 @@ class Visit:
         """Return what was made first; see `Stage`."""
         if not self._made:
             self._made.append(make())
+            if self.driver.scribe.is_on:
+                # Nor need a later life; what was written on the way goes with it.
+                self.commit(cursors={"made": self.packed("what it came to know", self._made[0])})
         made: _T = self._made[0]
         return made
 
-    def commit(self, following: Any = None, *, cursors: Mapping[str, Data] | None = None) -> None:
+    def commit(
+        self, following: Any = None, *, cursors: Mapping[str, Data] | None = None, undone: int | None = None
+    ) -> None:
         """Commit what was staged, with where the run goes; None: it stays here."""
         staged, self._staged = self._staged, []
-        self.driver.commit(self.state, staged, following=following, report=self.report, cursors=cursors)
+        outputs = self.outputs if following is not None else None
+        self.driver.commit(
+            self.state, staged, following=following, report=self.report, cursors=cursors, outputs=outputs, undone=undone
+        )
+        if following is not None:
+            self.outputs = {}
 
     def refusal(self, text: str) -> WorkflowError:
         """Return the error that says what a phase must not do."""

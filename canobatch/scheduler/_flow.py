@@ -7,6 +7,7 @@ not decided here, but in `flows`. A run is written down first and begins after: 
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -209,7 +210,26 @@ class LiveFlow:
             self.put_state(self.state.cancelled(None, None, text, now=self._desk.clock.now()))
             self._ledger.describe_claim(self.id, None)
             self._record("interrupted", run_id=left.run_id, reason=text)
-        return True
+            self._go_on(left.run_id)
+        return not self.runs
+
+    def _go_on(self, run_id: str) -> None:
+        """Resume or restart what was interrupted, if that is asked for."""
+        spec = self.spec
+        if spec.on_interrupted == "leave" or self.state.refusal(self._desk.clock.now()):
+            return
+        try:
+            if spec.on_interrupted == "restart":
+                run = self._make_run(spec.params)
+            else:
+                run = spec.workflow.start_resume(
+                    run_id, pool=self._desk.pool(), where="worker", timeout=spec.timeout, begins=False
+                )
+        except Exception as error:  # noqa: BLE001 - as in `_begin`; the flow goes on with its next tick
+            _log.exception("flow %r could not %s run %s", self.id, spec.on_interrupted, run_id)
+            self._record("failed", run_id=run_id, reason=_text(error))
+        else:
+            self._begin(Waiting(run_id=run.id), run)
 
     def _release(self) -> None:
         """Give the claim back, if there is one and nothing runs."""
@@ -237,11 +257,13 @@ class LiveFlow:
                 f"(the last: {state.last_error}); call reset_flow({self.id!r}) first",
                 flow=self.id,
             )
-        run = self._make_run(self.spec.params if params is None else params)
+        params = self.spec.params if params is None else params
+        self.spec.workflow.validate_params(params)
         overlap = self._resolve_overlap()
         if overlap.verdict is Verdict.SKIP:
             self.begin_waiting()
             raise self._overlap_error()
+        run = self._make_run(params)
         if overlap.verdict is Verdict.START:
             self._begin(Waiting(run_id=run.id), run)
         else:
@@ -306,6 +328,7 @@ class LiveFlow:
         """Forget what a step did that was not written down after all."""
         for run in self._beginning:
             self.runs.pop(run.id, None)
+            self._abandon(run, "it could not be written down")
         self._beginning = []
         if not self.runs:
             self._ledger.release(self.id)
@@ -335,15 +358,21 @@ class LiveFlow:
     def _make_way(self, overlap: Overlap) -> None:
         if overlap.drops_waiting:
             self.drop_waiting(SkipReason.REPLACED)
-        if overlap.ends_running and not self.runs:
-            self._ledger.ask(self.id, "cancel")
-        elif overlap.ends_running:
-            self.cancel(f"a newer run of flow {self.id!r} takes its place")
+        if overlap.ends_running is None:
+            return
+        if self.runs:
+            kills = overlap.ends_running == "kill"
+            self.cancel(f"a newer run of flow {self.id!r} takes its place", kills=kills)
+        else:
+            self._ledger.ask(self.id, overlap.ends_running)
 
-    def cancel(self, reason: str) -> None:
-        """Cancel what runs here; returns at once."""
+    def cancel(self, reason: str, *, kills: bool = False) -> None:
+        """Cancel what runs here, or do not even wait for compensatable tasks; returns at once."""
         for run in list(self.runs.values()):
-            run.cancel(reason)
+            if kills:
+                run.kill(reason)
+            else:
+                run.cancel(reason)
 
     def drop_waiting(self, reason: SkipReason, *, only_own: bool = False) -> None:
         """Let nothing begin that waits; with ``only_own`` nothing that no other scheduler could take."""
@@ -355,7 +384,13 @@ class LiveFlow:
         run = self._triggered.pop(waiting.run_id or "", None)
         if run is not None:
             # Whoever waits for it is told.
-            run.cancel(f"it waited for its turn in flow {self.id!r}, and was dropped: {reason}")
+            self._abandon(run, f"it waited for its turn in flow {self.id!r}, and was dropped: {reason}")
+
+    @staticmethod
+    def _abandon(run: Run, reason: str) -> None:
+        """End a run that has not begun; whoever waits for it is told, and its journal."""
+        run.cancel(reason)
+        with suppress(RuntimeError):
             run.begin()
 
     def on_end(self, run: Run, *, begins_next: bool) -> None:

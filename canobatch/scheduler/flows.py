@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 OverlapPolicy = Literal["skip", "queue_one", "queue_all", "cancel_old", "kill_old", "allow"]
 CatchUpPolicy = Literal["skip", "last", "all"]
+OnInterrupted = Literal["leave", "restart", "resume"]
 
 #: Seconds by which a tick may be late, on a busy machine, without having been missed.
 GRACE = 60.0

@@ -352,7 +352,7 @@ class SqliteLedger:
 
     # -- commands
 
-    def ask(self, flow: str, what: Literal["trigger", "cancel"], params: Any = None) -> int:
+    def ask(self, flow: str, what: Literal["trigger", "cancel", "kill"], params: Any = None) -> int:
         """Ask the schedulers for something, and wake them; returns the command's number."""
         data = None if params is None else pickle.dumps(params)
         with self.transaction():

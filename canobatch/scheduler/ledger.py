@@ -76,7 +76,7 @@ class Command:
 
     number: int
     flow: str
-    what: Literal["trigger", "cancel"]
+    what: Literal["trigger", "cancel", "kill"]
     params: Any = None
 
 
@@ -144,7 +144,7 @@ class Ledger(Protocol):
     def history(self, flow: str, limit: int) -> list[FlowRecord]:
         """Return the newest records of a flow, oldest first."""
 
-    def ask(self, flow: str, what: Literal["trigger", "cancel"], params: Any = None) -> int:
+    def ask(self, flow: str, what: Literal["trigger", "cancel", "kill"], params: Any = None) -> int:
         """Ask the schedulers for something, and wake them; returns the command's number."""
 
     def commands(self) -> Sequence[Command]:
@@ -251,7 +251,7 @@ class MemoryLedger:
         with self._lock:
             return list(self._records[flow])[-limit:] if limit > 0 else []
 
-    def ask(self, flow: str, what: Literal["trigger", "cancel"], params: Any = None) -> int:  # noqa: ARG002
+    def ask(self, flow: str, what: Literal["trigger", "cancel", "kill"], params: Any = None) -> int:  # noqa: ARG002
         """Ask nobody."""
         return 0
 

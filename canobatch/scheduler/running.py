@@ -215,7 +215,8 @@ class RunningScheduler:
         """Let nothing new begin, and end within ``timeout`` seconds.
 
         What runs may come to its end; shortly before the time is over (a quarter of it, at most 5 s) it is
-        cancelled, rolled back and killed. A second stop may only shorten the first.
+        cancelled and rolled back, and what a cancel would wait for is killed. A second stop may only shorten the
+        first.
 
         Args:
             timeout: Seconds; 0 cancels at once, and waits a second at most.
@@ -234,10 +235,12 @@ class RunningScheduler:
                 self._wake.notify_all()
                 self._drop_waiting()
             self._await_runs(drain_until)
-            until = max(until, _clock.monotonic() + _LEAST_SECONDS)
-            for flow in self._flows.values():
-                flow.cancel("the scheduler was stopped")
-            self._await_runs(until)
+            now = _clock.monotonic()
+            until = max(until, now + _LEAST_SECONDS)
+            for kills, at in ((False, now + (until - now) / 2), (True, until)):
+                for flow in self._flows.values():
+                    flow.cancel("the scheduler was stopped", kills=kills)
+                self._await_runs(at)
             left = [f"flow {flow.id!r}: {_whereabouts(run)}" for flow, run in self._running()]
         if left:
             raise SchedulerError(
@@ -375,10 +378,10 @@ class RunningScheduler:
             _log.exception("what other processes have written could not be looked at")
 
     def _obey(self, command: Command) -> None:
-        if command.what == "cancel":
+        if command.what != "trigger":
             with self._step(command.flow) as flow:
                 if flow.runs and self._ledger.answer(command):
-                    flow.cancel(f"flow {flow.id!r} was cancelled")
+                    flow.cancel(f"flow {flow.id!r} was cancelled", kills=command.what == "kill")
         elif not self._is_stopping:
             try:
                 with self._step(command.flow) as flow:

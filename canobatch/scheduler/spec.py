@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 from canobatch.errors import ConfigurationError
-from canobatch.scheduler.flows import BackoffPolicy, CatchUpPolicy, OverlapPolicy
+from canobatch.scheduler.flows import BackoffPolicy, CatchUpPolicy, OnInterrupted, OverlapPolicy
 from canobatch.scheduler.pings import is_ping_url
 from canobatch.scheduler.schedules import Interval
 from canobatch.workflow import Workflow
@@ -24,7 +24,7 @@ class FlowOptions(TypedDict, total=False):
         overlap: What happens when the flow is due, or triggered, while it runs. "skip" (default): it does not
             run, a trigger is a `FlowOverlapError`; "queue_one": one waits for the end of the run; "queue_all":
             any number wait; "cancel_old": the run is cancelled, the new one begins when it has ended;
-            "kill_old": the same, without time to roll back; "allow": both run.
+            "kill_old": the same, without waiting for a compensatable task; "allow": both run.
         catchup: What happens to ticks that were missed because nobody was there. "skip" (default): they are
             skipped; "last": the newest runs; "all": all run, one after the other.
         catchup_window: Seconds after which a missed tick is too old to be caught up; default a day.
@@ -34,6 +34,9 @@ class FlowOptions(TypedDict, total=False):
         ping_url: Where each run's start, success and failure is told to; ``/start`` and ``/fail`` are added.
         params: The parameters of its runs.
         timeout: Seconds a run may take before it is cancelled, which counts as a failure.
+        on_interrupted: What happens to a run whose process ended before it did, seen by the next scheduler of the
+            home. "leave" (default): it is recorded; "restart": a new run begins, with the flow's own parameters;
+            "resume": the run goes on from its journal.
     """
 
     overlap: OverlapPolicy
@@ -45,6 +48,7 @@ class FlowOptions(TypedDict, total=False):
     ping_url: str | None
     params: Any
     timeout: float | timedelta | None
+    on_interrupted: OnInterrupted
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,7 @@ class FlowSpec:
     ping_url: str | None = None
     params: Any = None
     timeout: float | None = None
+    on_interrupted: OnInterrupted = "leave"
 
     def __post_init__(self) -> None:
         problems = []
@@ -75,7 +80,11 @@ class FlowSpec:
             problems.append(f"its id must be a non-empty string, got {self.id!r}")
         if not isinstance(self.workflow, Workflow):
             problems.append(f"workflow must be a Workflow, got {self.workflow!r}")
-        for name, policies in (("overlap", OverlapPolicy), ("catchup", CatchUpPolicy)):
+        for name, policies in (
+            ("overlap", OverlapPolicy),
+            ("catchup", CatchUpPolicy),
+            ("on_interrupted", OnInterrupted),
+        ):
             if getattr(self, name) not in get_args(policies):
                 problems.append(f"{name} must be one of {', '.join(get_args(policies))}, got {getattr(self, name)!r}")
         for name in ("catchup_window", "jitter", "timeout"):
@@ -86,6 +95,8 @@ class FlowSpec:
             problems.append(f"ping_url must be an http or https address, got {self.ping_url!r}")
         if self.params is not None and not isinstance(self.params, Mapping) and not is_dataclass(self.params):
             problems.append(f"params must be a mapping or a dataclass, got {type(self.params).__name__}")
+        if not problems and self.on_interrupted == "resume" and not self.workflow.has_journal:
+            problems.append('on_interrupted="resume" needs a workflow with a journal')
         if not problems and isinstance(self.schedule, Interval) and self.jitter > self.schedule.seconds:
             problems.append(f"jitter must not be longer than the interval of {self.schedule.seconds:g} s")
         if problems:

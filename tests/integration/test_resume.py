@@ -8,6 +8,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from canobatch import (
@@ -29,6 +30,7 @@ from canobatch.errors import (
 )
 from canobatch.journal import MemoryJournal, RunStatus, SqliteJournal
 from tests.support.journaled import UNDISTURBED, S, content, everything, mark, marks
+from tests.support.watch import is_alive
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = JoinStrategy.all()
@@ -452,6 +454,45 @@ def test_a_run_with_a_living_owner_is_left_alone(shared_pool, tmp_path):
     (tmp_path / "go").touch()
     assert run.wait() == "DONE"
     assert set(marks(tmp_path).values()) == {1}
+
+
+def test_what_a_dead_owner_left_is_killed(start_script, tmp_path):
+    """What outlived a launcher whose keeper was killed with it is killed before its run goes on."""
+    script = start_script(
+        """if True:
+            import os, sys, time
+            from canobatch import JoinConfig, JoinStrategy, Workflow
+            from canobatch.journal import SqliteJournal
+
+            def work(ctx, item):
+                if os.fork() == 0:
+                    os.setsid()
+                    print("left", os.getpid(), flush=True)
+                    time.sleep(600)
+                time.sleep(600)
+
+            (
+                Workflow("simple", journal=SqliteJournal(sys.argv[1]))
+                .register_map("MAP", work, [0, 1, 2, 3], JoinConfig(JoinStrategy.all(), "DONE", into="values"))
+                .add_exit_state("DONE")
+                .orchestrate("MAP", run_id="r")
+            )
+        """,
+        tmp_path / "home",
+    )
+    script.wait_for("left")
+    keeper, *_ = psutil.Process(script.process.pid).children()
+    for pid in (keeper.pid, script.process.pid):
+        os.kill(pid, signal.SIGSTOP)
+    for pid in (keeper.pid, script.process.pid):
+        os.kill(pid, signal.SIGKILL)
+    script.process.wait()
+    left = int(script.stdout.split()[1])
+    assert is_alive(left)
+    journal = SqliteJournal(tmp_path / "home")
+    workflow = simple(tmp_path, journal, work=lambda ctx, item: item)
+    assert workflow.start_resume("r").wait() == "DONE"
+    assert not is_alive(left)
 
 
 def test_of_two_who_resume_one_wins(shared_pool, tmp_path, points):

@@ -200,7 +200,7 @@ with WorkerPool(1) as pool:
 
 @pytest.mark.parametrize("disk", [300_000_000, 5_000_000], ids=["room on disk", "none on disk"])
 def test_a_small_dev_shm_is_no_signal(disk, run_script):
-    """Named blocks in 64 MB of /dev/shm, the default of containers: the rest spills, or is StoreFullError; no SIGBUS."""  # noqa: E501
+    """Named blocks in 64 MB of /dev/shm, as containers have: the rest spills, or is StoreFullError; no SIGBUS."""
     source = """
 disk = int(sys.argv[1])
 store = SharedStore(max_bytes=10_000 * MB)

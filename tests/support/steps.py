@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from canobatch import Retry, Task, TaskConfig, segments, status, wire, worker
+from canobatch import Retry, Task, TaskConfig, segments, status, wire, worker, worker_channel
 from canobatch.store.base import IndexedStore
 from tests.support.branches import FOREVER, await_marks, mark
 
@@ -80,11 +80,11 @@ def _sending(kind: int, share: float) -> Callable[[Act], None]:
 #: Of a worker, in the order in which they come.
 WORKER: dict[str, Callable[[Act], None]] = {
     "asked for room": _sending(wire.WANTED, 1.0),
-    "may write": lambda act: _before(worker, "fill", act),
+    "may write": lambda act: _before(worker_channel, "fill", act),
     "half written": _half_written,
-    "written": lambda act: _after(worker, "fill", act),
+    "written": lambda act: _after(worker_channel, "fill", act),
     "task is through": lambda act: _before(worker.Worker, "_finish", act),
-    "descriptors sent": lambda act: _after(worker.Worker, "_hand_over", act),
+    "descriptors sent": lambda act: _after(worker_channel.Scribe, "hand_over", act),
     "outcome half sent": _sending(wire.OUTCOME, 0.5),
     "outcome sent": lambda act: _before(status.StatusPage, "clear", act),
 }

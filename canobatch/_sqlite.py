@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Connection = sqlite3.Connection
 
+#: Of the library.
+VERSION = sqlite3.sqlite_version
+
 #: What a process's end may take with it: nothing, or nothing also when the machine loses power.
 Durable = Literal["process", "power"]
 

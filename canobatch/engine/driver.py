@@ -7,19 +7,19 @@ before is alive.
 from __future__ import annotations
 
 import logging
-import queue
 import random
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from canobatch import _clock, logs
+from canobatch import _clock
 from canobatch.definition import Map, Single, Split, label
 from canobatch.engine.attempt import (
     delay_before_next,
     final_error,
     may_retry,
 )
+from canobatch.engine.mailbox import Mailbox
 from canobatch.engine.patience import Patience
 from canobatch.engine.report import RunReport, StateReport
 from canobatch.engine.saga import Saga
@@ -39,7 +39,7 @@ from canobatch.errors import (
     WorkflowTimeoutError,
 )
 from canobatch.observe import Event, Observer
-from canobatch.pool import Broken, Call, Finished, Logged, Lost, Progressed, Stopped
+from canobatch.pool import Finished, Lost, Progressed
 from canobatch.task import TaskConfig, TaskContext
 from canobatch.view import StoreView
 
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from canobatch.effects import Operation
     from canobatch.join import SplitResult
     from canobatch.pool import Backend, LaneHandle
-    from canobatch.pool import Event as PoolEvent
     from canobatch.pool.backend import Header
     from canobatch.resources import Resources
     from canobatch.snapshot import Snapshot
@@ -106,7 +105,7 @@ class Driver:
         self._error: BaseException | None = None
         self._limit = min((limit for limit in (definition.total_timeout, timeout) if limit is not None), default=None)
         self._deadline: float | None = None
-        self._mail: queue.SimpleQueue[list[PoolEvent] | None] = queue.SimpleQueue()
+        self.mailbox = Mailbox(run_id, self.check, self._next_check)
         self._station: Station | None = None
         #: The task of each state that has run here, ready to be called.
         self.calls: dict[Any, Callable[..., Any]] = {}
@@ -116,8 +115,6 @@ class Driver:
         self._saga = Saga(self)
         self._patience: Patience | None = None
         self._is_killed = False
-        #: Events of lanes that are in use while another one is read.
-        self._aside: dict[LaneHandle, list[PoolEvent]] = {}
 
     # -- the run
 
@@ -126,7 +123,7 @@ class Driver:
         # A run may have waited for its turn since it was made.
         self._started, self._started_at = _clock.monotonic(), _clock.as_utc(_clock.epoch())
         self._deadline = None if self._limit is None else self._started + self._limit
-        forget = self.token.watch(self.wake)
+        forget = self.token.watch(self.mailbox.wake)
         kind = "run_resumed" if self.scribe.is_resumed else "run_started"
         self.emit(kind, state=self._initial, detail=self.definition.name)
         try:
@@ -218,7 +215,7 @@ class Driver:
     def await_outcome(self, lane: LaneHandle, state: Any) -> Finished | Lost:
         """Return what became of the one call of ``lane``."""
         while True:
-            for event in self.mail(lane, None):
+            for event in self.mailbox.read(lane, None):
                 if isinstance(event, Finished | Lost):
                     return event
                 if isinstance(event, Progressed):
@@ -234,7 +231,7 @@ class Driver:
         self.emit("retry", state=error.state, attempt=error.attempt, detail=error)
         until = _clock.monotonic() + delay_before_next(config, error, random.random)
         while _clock.monotonic() < until:
-            self.mail(None, until)
+            self.mailbox.read(None, until)
 
     def checked(self, state: Any, value: Any) -> Any:
         """Return ``value``, which the task of ``state`` returned, if it is a state.
@@ -290,7 +287,7 @@ class Driver:
             backend = self._backend()
             self.scribe.own(getattr(backend, "token", ""))
             self._station = Station(
-                backend, self._shelf(backend), self.run_id, self.params, self._mail.put, self.store.segments
+                backend, self._shelf(backend), self.run_id, self.params, self.mailbox.put, self.store.segments
             )
         return self._station
 
@@ -373,99 +370,16 @@ class Driver:
         except CommitError as error:
             raise WorkflowError(f"state {label(state)}: {error}", state=state, path=self.path) from error.__cause__
 
-    def mail(self, lane: LaneHandle | None, until: float | None) -> list[PoolEvent]:
-        """Wait for events of ``lane`` until a time on the monotonic clock; [] when it passed.
-
-        Raises:
-            RunCancelledError: The run was cancelled.
-            WorkflowTimeoutError: The run's total timeout passed.
-            CanobatchError: The pool can give no more outcomes.
-        """
-        self.check()
-        if lane is not None and self._aside.get(lane):
-            events, self._aside[lane] = self._aside[lane], []
-            return self._of(lane, events)
-        limits = [at for at in (until, self._next_check()) if at is not None]
-        timeout = max(0.0, min(limits) - _clock.monotonic()) if limits else None
-        events = []
-        try:
-            first = _clock.receive(self._mail, timeout)
-            events += first or ()
-            while True:
-                events += self._mail.get_nowait() or ()
-        except queue.Empty:
-            pass
-        self._relay(events)
-        mine = self._of(lane, events)
-        try:
-            self.check()
-        except BaseException:
-            if lane in self._aside:
-                self._aside[lane] += mine
-            raise
-        return mine
-
-    def _of(self, lane: LaneHandle | None, events: list[PoolEvent]) -> list[PoolEvent]:
-        """Return the events of ``lane``; those of others in use wait for their turn."""
-        mine: list[PoolEvent] = []
-        for event in events:
-            if event.lane is lane:
-                if isinstance(event, Broken):
-                    raise event.error
-                mine.append(event)
-            elif event.lane in self._aside:
-                self._aside[event.lane].append(event)
-        return mine
-
     @property
     def deadline(self) -> float | None:
         """When the run's total timeout passes, on the monotonic clock."""
         return self._deadline
 
-    def wake(self) -> None:
-        """Let `mail` return; from any thread."""
-        self._mail.put(None)
-
-    @contextmanager
-    def aside(self, lane: LaneHandle) -> Iterator[None]:
-        """Within, no event of ``lane`` is lost while others are read."""
-        self._aside[lane] = []
-        try:
-            yield
-        finally:
-            del self._aside[lane]
-
-    def kill(self, lane: LaneHandle) -> list[tuple[Call, float | None]]:
-        """Kill what runs of ``lane``; return, when it is dead, the calls that had begun and for how long they ran."""
-        begun: list[tuple[Call, float | None]] = []
-        is_over = not lane.stop()
-        while True:
-            # Not through `mail`: neither a cancel nor a timeout may cut this short. The pool bounds it.
-            try:
-                events = self._mail.get(block=not is_over)
-            except queue.Empty:
-                return begun
-            self._relay(events or ())
-            for event in events or ():
-                if event.lane is not lane:
-                    if event.lane in self._aside:
-                        self._aside[event.lane].append(event)
-                    continue
-                if isinstance(event, Finished | Lost):
-                    begun.append((event.call, event.duration))
-                elif isinstance(event, Stopped):
-                    begun += event.begun
-                    is_over = True
-                    if not event.is_certain:
-                        _log.warning("a killed worker of run %s has not ended; the run goes on", self.run_id)
-                elif isinstance(event, Broken):
-                    is_over = True
-
     def hasten(self, reason: str) -> None:
         """Cancel, and have no patience with what runs; from any thread."""
         self._is_killed = True
         self.token.cancel(reason)
-        self.wake()
+        self.mailbox.wake()
 
     @contextmanager
     def patient(self, grace: float | None, *, is_firm: bool = False) -> Iterator[None]:
@@ -514,13 +428,6 @@ class Driver:
         )
 
     # -- events
-
-    def _relay(self, events: Sequence[PoolEvent]) -> None:
-        """Log what was logged in workers."""
-        for event in events:
-            if type(event) is Logged:
-                facts = {"state": label(event.what[1]), "branch": event.branch, "attempt": event.attempt}
-                logs.relay(event.record, run_id=self.run_id, **facts)
 
     def progress(self, state: Any, event: Progressed) -> None:
         """Pass on what a task reported."""

@@ -185,9 +185,9 @@ class ItemsInWorkers:
         self._back_off: list[tuple[float, int, Call]] = []
         #: Calls that are to be submitted together.
         self._batch: list[Call] = []
-        self._gate = Turnstile(None, visit.driver.wake) if self._config.has_gate else None
+        self._gate = Turnstile(None, visit.driver.mailbox.wake) if self._config.has_gate else None
         self._header = visit.header()
-        self._aside = visit.driver.aside(self.lane)
+        self._aside = visit.driver.mailbox.aside(self.lane)
 
     @property
     def next_due(self) -> float | None:
@@ -334,6 +334,6 @@ class ItemsInWorkers:
 
     def __exit__(self, *_: object) -> None:
         self._aside.__exit__(None, None, None)
-        self._visit.driver.kill(self.lane)
+        self._visit.driver.mailbox.kill(self.lane)
         if self._gate is not None:
             self._gate.close()

@@ -24,7 +24,7 @@ from canobatch.engine.attempt import (
 from canobatch.engine.branch_events import BranchEvents
 from canobatch.engine.branches import Branches
 from canobatch.engine.fold import Fold, FoldError
-from canobatch.engine.records import Records
+from canobatch.engine.records import Records, join_error
 from canobatch.engine.scribe import branch_of, check_item
 from canobatch.errors import ConfigurationError, JoinError, PayloadError, TaskError, WorkflowError
 from canobatch.join import BranchResult, BranchStatus, JoinTally, SplitResult, Verdict
@@ -131,13 +131,13 @@ class SplitExecution:
         self._lane = self._station.lane(self._state)
         self._begin()
         if isinstance(join.bulkhead, Semaphore):
-            self._gate = Turnstile(join.bulkhead, driver.wake)
+            self._gate = Turnstile(join.bulkhead, driver.mailbox.wake)
         try:
             self._until_settled()
         except FoldError as error:
             raise self._reduce_error(error) from error.__cause__
         finally:
-            for call, ran in driver.kill(self._lane):
+            for call, ran in driver.mailbox.kill(self._lane):
                 self._cut(call, ran)
             if self._gate is not None:
                 self._gate.close()
@@ -161,10 +161,10 @@ class SplitExecution:
                 self._events.tell()
                 return
             until = _clock.monotonic() if has_more else self._next_deadline()
-            self._read(driver.mail(self._lane, until))
+            self._read(driver.mailbox.read(self._lane, until))
             if self._deadline is not None and _clock.monotonic() >= self._deadline:
                 # What came in time counts, however late it is read.
-                self._read(driver.mail(self._lane, self._deadline))
+                self._read(driver.mailbox.read(self._lane, self._deadline))
                 self._is_timeout = tally.verdict is Verdict.PENDING
                 tally.expire()
             if tally.verdict is not Verdict.PENDING:
@@ -281,7 +281,7 @@ class SplitExecution:
             if data is False or self._is_recorded(index, data):
                 continue
             if config.has_gate and self._gate is None:
-                self._gate = Turnstile(None, self._driver.wake)
+                self._gate = Turnstile(None, self._driver.mailbox.wake)
             attempt = self._open[index] = self._made.get(index, 0) + 1
             return Call(index, attempt, data, config.attempt_timeout, config.memory_limit, config.runs_alone)
 
@@ -444,7 +444,9 @@ class SplitExecution:
             result = self.result = self._collect()
         if self._tally.verdict is Verdict.SATISFIED:
             return SplitOutcome(self._accepted_writes(result), None, self._is_timeout)
-        return SplitOutcome([], self._join_error(result), self._is_timeout)
+        return SplitOutcome(
+            [], join_error(self._state, self._join, result, is_timeout=self._is_timeout), self._is_timeout
+        )
 
     def _accepted_writes(self, result: SplitResult) -> list[tuple[str, Sequence[Operation]]]:
         writes: list[tuple[str, Sequence[Operation]]] = [
@@ -481,26 +483,3 @@ class SplitExecution:
         cause = error.__cause__ or error
         text = f"state {label(self._state)}: reduce failed on branch {error.index}: {describe_error(cause)}"
         return WorkflowError(text, state=self._state, path=self._path)
-
-    def _join_error(self, result: SplitResult) -> JoinError:
-        strategy = self._join.strategy
-        counts = result.counts
-        total = sum(counts.values())
-        needed = strategy.needed(total)
-        why = f"; it timed out after {self._join.timeout:g} s" if self._is_timeout else ""
-        errors = result.errors
-        listed = "".join(f"\n  {branch.error}" for branch in errors[:3])
-        if counts["failed"] > 3:
-            listed += f"\n  ... and {counts['failed'] - 3} more"
-        error = JoinError(
-            f"state {label(self._state)}: {strategy} needs {needed} of {total} branches to succeed, "
-            f"{counts['succeeded']} did ({counts['failed']} failed, {counts['cancelled']} cancelled)"
-            f"{why}{listed}",
-            state=self._state,
-            result=result,
-        )
-        if self._is_timeout:
-            error.__cause__ = TimeoutError(f"the split's timeout of {self._join.timeout:g} s passed")
-        elif errors:
-            error.__cause__ = errors[0].error
-        return error

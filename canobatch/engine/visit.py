@@ -117,7 +117,7 @@ class Visit:
             until = self._deadline
         self.driver.check()
         while _clock.monotonic() < until:
-            self.driver.mail(None, until)
+            self.driver.mailbox.read(None, until)
         if is_late:
             raise self._too_late()
 
@@ -202,7 +202,7 @@ class Visit:
             lane.submit([call])
             event = self.driver.await_outcome(lane, self.state)
         except BaseException:
-            self.is_in_doubt = bool(self.driver.kill(lane))
+            self.is_in_doubt = bool(self.driver.mailbox.kill(lane))
             raise
         if isinstance(event, Finished) and event.succeeded:
             try:
@@ -293,7 +293,7 @@ class Visit:
                 if not crew.is_idle:
                     # Where there is room, the items are what takes long.
                     has_more = not is_exhausted and crew.room() > 0
-                    crew.take(driver.mail(crew.lane, _clock.monotonic() if has_more else crew.next_due))
+                    crew.take(driver.mailbox.read(crew.lane, _clock.monotonic() if has_more else crew.next_due))
         return results
 
     def _known_items(self) -> dict[int, AttemptRecord]:

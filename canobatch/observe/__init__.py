@@ -2,6 +2,17 @@
 
 from canobatch.observe.events import Event, Observer
 from canobatch.observe.log import LoggingObserver
+from canobatch.observe.metrics import MetricsObserver
 from canobatch.observe.progress import ProgressObserver, RunProgress, SplitProgress
+from canobatch.observe.tracing import TracingObserver
 
-__all__ = ["Event", "LoggingObserver", "Observer", "ProgressObserver", "RunProgress", "SplitProgress"]
+__all__ = [
+    "Event",
+    "LoggingObserver",
+    "MetricsObserver",
+    "Observer",
+    "ProgressObserver",
+    "RunProgress",
+    "SplitProgress",
+    "TracingObserver",
+]

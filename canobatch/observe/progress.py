@@ -117,6 +117,7 @@ class RunProgress:
         kind, split = event.kind, self.split
         if kind in {"run_started", "run_resumed"}:
             self.workflow, self.started = event.detail or self.workflow, now
+            self.state = "" if event.state is None else label(event.state)
         elif kind == "state_entered":
             self.state, self.task = label(event.state), None
         elif kind == "split_started":
@@ -256,27 +257,35 @@ class ProgressObserver:
 
     def _picture(self) -> RenderableType:
         from rich.console import Group  # noqa: PLC0415
-        from rich.progress_bar import ProgressBar  # noqa: PLC0415
-        from rich.table import Table  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
 
         now = _clock.epoch()
         lines: list[Any] = []
         # Without our lock: rich calls this with its own, which it also wants for what is printed meanwhile.
         for run in list(self._runs.values()):
-            row = Table.grid(padding=(0, 1))
-            row.add_column(no_wrap=True)
-            cells: list[Any] = [Text(f"{run.workflow} {run.run_id}", style="dim"), Text(run.state, style="bold")]
-            cells.append(Text(clock_text(now - run.started)))
-            split = run.split
-            if split is not None:
-                total, ended = split.total, split.ended_branches
-                cells.append(ProgressBar(total=total, completed=ended, width=24, pulse=total is None))
-                cells.append(Text(split.text(now), style="red" if split.failed else ""))
+            title = Text(no_wrap=True, overflow="ellipsis")
+            title.append(run.state, style="bold").append(f"  {clock_text(now - run.started)}  ")
+            lines.append(title.append(f"{run.workflow} {run.run_id}", style="dim"))
+            if run.split is not None:
+                lines.append(self._split_line(run.split, now))
             elif run.task is not None:
-                cells.append(Text(_task_text(run.task)))
-            row.add_row(*cells)
-            lines.append(row)
+                lines.append(Text(f"  {_task_text(run.task)}", no_wrap=True, overflow="ellipsis"))
         if self._footer is not None:
-            lines.append(Text(self._footer(), style="dim"))
+            lines.append(Text(self._footer(), style="dim", no_wrap=True, overflow="ellipsis"))
         return Group(*lines)
+
+    def _split_line(self, split: SplitProgress, now: float) -> RenderableType:
+        from rich.progress_bar import ProgressBar  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        counts = split.text(now)
+        width = max(8, min(32, self._console.width - len(counts) - 4))
+        total, ended = split.total, split.ended_branches
+        line = Table.grid(padding=(0, 1))
+        line.add_column(width=1)
+        line.add_column(width=width)
+        line.add_column(no_wrap=True, overflow="ellipsis")
+        bar = ProgressBar(total=total, completed=ended, width=width, pulse=total is None)
+        line.add_row("", bar, Text(counts, style="red" if split.failed else ""))
+        return line

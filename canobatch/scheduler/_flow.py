@@ -275,14 +275,20 @@ class LiveFlow:
         return Start(run_id, partial(self._make, run_id, params), is_triggered=is_triggered)
 
     def _make(self, run_id: str, params: Any) -> Run:
-        spec, pool = self.spec, self._desk.pool()
-        return spec.workflow.start(
-            spec.initial, pool=pool, run_id=run_id, params=params, where="worker", timeout=spec.timeout, begins=False
-        )
+        spec = self.spec
+        return spec.workflow.start(spec.initial, run_id=run_id, params=params, **self._settings(run_id))
 
     def _resume(self, run_id: str) -> Run:
-        spec, pool = self.spec, self._desk.pool()
-        return spec.workflow.start_resume(run_id, pool=pool, where="worker", timeout=spec.timeout, begins=False)
+        return self.spec.workflow.start_resume(run_id, **self._settings(run_id))
+
+    def _settings(self, run_id: str) -> dict[str, Any]:
+        return {
+            "pool": self._desk.pool(),
+            "where": "worker",
+            "timeout": self.spec.timeout,
+            "output": self._ledger.output_of(run_id),
+            "begins": False,
+        }
 
     def _begin(self, start: Start, tick: datetime | None = None) -> None:
         """Write down that a run begins; it does at the end of the step."""

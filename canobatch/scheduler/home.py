@@ -4,6 +4,7 @@
 
     flows.db                   flows, ticks, claims, what waits, records, commands
     locks/flow-<flow>.lock     held by the process that runs the flow: the truth; the claim's row describes it
+    output/<run>/              what the tasks of a run printed
     wake/<scheduler>           a FIFO: a byte in it makes that scheduler look at what is written
 """
 
@@ -113,6 +114,10 @@ class SqliteLedger:
         except BaseException:
             self._connection.close()
             raise
+
+    def output_of(self, run_id: str) -> Path | None:
+        """Return the run's directory below ``output``."""
+        return self._home.directory / "output" / name_of(run_id)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

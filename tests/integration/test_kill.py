@@ -285,6 +285,8 @@ def test_a_partial_timeout_joins_over_the_dead(tmp_path):
         alive = []
         workflow = Workflow("w").register_split("s", tasks, join).add_exit_state("end")
         workflow.register("look", lambda ctx: alive.extend(witness.survivors()) or "end")
+        # What counts against the timeout is the running, not the booting.
+        pool.warm_up()
         run = workflow.start("s", pool=pool)
         assert run.wait(60) == "end"
         assert alive == []

@@ -14,6 +14,7 @@ import pytest
 
 from canobatch import ConfigurationError, JoinStrategy, Retry, TaskConfig, WorkerPool, Workflow
 from canobatch.output import ATTEMPT_LIMIT, follow, spans
+from canobatch.scheduler import Scheduler
 from tests.support.branches import FOREVER, map_of, split_of
 from tests.support.watch import await_that
 
@@ -262,6 +263,19 @@ def test_outcomes_say_where(pool, tmp_path, monkeypatch):
     assert seen[1] is None
     name, start, end = seen[0]
     assert (tmp_path / f"{name}.out").read_bytes()[start:end] == b"xxx"
+
+
+def test_a_scheduler_keeps_what_its_runs_print_in_its_home(tmp_path, capfd):
+    """Each run of a flow has a directory of its own there; without a home they print as usual."""
+    flow = Workflow("w").register("a", lambda: print("tick", flush=True) or "b").add_exit_state("b")
+    with Scheduler(tmp_path / "home").manual("f", flow, "a").start() as running:
+        run = running.trigger("f")
+        run.wait(60)
+    assert [(span.state, span.read()) for span in spans(tmp_path / "home" / "output" / run.id)] == [("'a'", b"tick\n")]
+    assert capfd.readouterr().out == ""
+    with Scheduler().manual("f", flow, "a").start() as running:
+        running.trigger("f").wait(60)
+    assert capfd.readouterr().out == "tick\n"
 
 
 def test_no_thread_is_left(pool, tmp_path):

@@ -22,7 +22,7 @@ from canobatch import (
 )
 from canobatch.errors import ConfigurationError, PayloadError, StoreKeyError, StoreTypeError, WorkflowError
 from tests.support.branches import FOREVER, Act, map_of, ran, split_of, statuses
-from tests.support.models import Recorder, began, state_of
+from tests.support.models import SOON, Recorder, began, state_of
 from tests.support.watch import await_that
 
 
@@ -48,7 +48,7 @@ def test_w1_a_split_that_cannot_succeed_need_not_go_on(shared_pool):
 
 def test_w1_a_timeout_counts_what_was_in_time(shared_pool):
     """A partial join that has its successes at the timeout joins."""
-    flow = split_of([Act(), Act("hang")], JoinStrategy.partial_timeout(), timeout=1.0)
+    flow = split_of([Act(), Act("hang")], JoinStrategy.partial_timeout(), timeout=SOON)
     assert ran(flow, shared_pool)[0] == "joined"
 
 

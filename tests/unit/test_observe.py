@@ -241,9 +241,10 @@ def test_a_live_display_on_a_terminal():
     shown = io.StringIO()
     Console(file=shown, width=200).print(observer._picture())
     lines = shown.getvalue().splitlines()
-    assert re.match(r"words r1 COUNT [\d:]+ .*━.* 2/4  1 failed", lines[0])
-    assert lines[1].startswith("words r2")
-    assert lines[2] == "2 workers busy"
+    assert re.match(r"COUNT  [\d:]+  words r1$", lines[0])
+    assert re.match(r" *━+.* 2/4  1 failed", lines[1])
+    assert lines[2].startswith("COUNT")
+    assert lines[3] == "2 workers busy"
     assert threading.active_count() > before
     for event in RUN[10:]:
         observer.on_event(event)

@@ -19,6 +19,7 @@ from canobatch.scheduler import Scheduler
 def work(ctx):
     with (HERE / "ran").open("a") as file:
         file.write(f"{ctx.run_id} {dict(ctx.params)}\\n")
+    print("worked")
     return "done"
 
 def long(ctx):
@@ -85,6 +86,7 @@ def test_flows_are_served_listed_triggered_and_paused(place):
     assert place.run("trigger", "hand").returncode == 0
     shown = place.run("show", run_id)
     assert shown.returncode == 0, shown.stderr
+    assert place.run("logs", run_id).stdout == "== 'work', attempt 1\nworked\n"
     process.terminate()
     assert process.wait(60) == 143
 
@@ -167,7 +169,7 @@ def test_two_servers_share_the_ticks(place):
         process.terminate()
     for process in (first, second):
         assert process.wait(60) == 143
-    records = sqlite3.connect(place.home / "flows.db")
+    records = sqlite3.connect(place.home / "home.db")
     try:
         ticks = [tick for (tick,) in records.execute("SELECT tick FROM records WHERE flow='often' AND kind='fired'")]
     finally:

@@ -108,6 +108,17 @@ def test_a_misspelt_run_is_told(place):
     assert all(run_id in done.stderr for run_id in ids)
 
 
+def test_a_run_is_drawn_into_the_diagram_of_its_workflow(place):
+    """Visits and times are notes, visited states are marked."""
+    place.write("noisy.py", NOISY)
+    place.run("run", "noisy.py")
+    drawn = place.run("graph", "noisy.py", "--run", "last").stdout
+    assert drawn.startswith("stateDiagram-v2")
+    assert "note left of _many_: 1 visit, 4 attempts" in drawn
+    assert "class _first_,_many_,_end_,_done_ visited" in drawn
+    assert "stopped" not in drawn
+
+
 def test_logs_keep_attempts_apart(place):
     """What children and bare descriptors printed is there too, each attempt under its own line."""
     place.write("noisy.py", NOISY)

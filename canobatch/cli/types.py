@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from canobatch.cli.params import seconds, size
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -38,6 +36,8 @@ class Read(_ParamType):
 
 
 def _above_zero(text: str) -> float:
+    from canobatch.cli.params import seconds  # noqa: PLC0415 - not where no duration is given
+
     found = seconds(text)
     if not 0 < found < float("inf"):
         raise ValueError
@@ -45,4 +45,12 @@ def _above_zero(text: str) -> float:
 
 
 DURATION = Read("duration", _above_zero, "a duration above 0; write 90, 1.5h or 1m30s")
-SIZE = Read("size", size, "a number of bytes; write 1000000, 512M or 2G")
+
+
+def _size(text: str) -> int:
+    from canobatch.cli.params import size  # noqa: PLC0415 - as above
+
+    return size(text)
+
+
+SIZE = Read("size", _size, "a number of bytes; write 1000000, 512M or 2G")

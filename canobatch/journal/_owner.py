@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
-import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,7 @@ def this_process() -> Owner:
 
 @functools.lru_cache(maxsize=1)
 def _describe(pid: int) -> Owner:
-    return Owner(pid, _procs.start_ticks(pid), _procs.boot_id(), _procs.pid_namespace(), socket.gethostname())
+    return Owner(pid, _procs.start_ticks(pid), _procs.boot_id(), _procs.pid_namespace(), os.uname().nodename)
 
 
 class RunLock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -27,8 +27,6 @@ from canobatch.journal.history import check_definition, damaged, prunable, selec
 from canobatch.journal.records import Owner, Recovered, RunHistory, RunStatus, RunSummary
 
 if TYPE_CHECKING:
-    import os
-
     from canobatch.journal.records import NewRun, RunFacts
 
 
@@ -247,7 +245,7 @@ class SqliteJournal:
                 return False
             with _sqlite.translated(home.run(name)):
                 # First it is no run any more, then it goes: nobody finds a part of it.
-                waste = home.runs / f".{secrets.token_hex(8)}"
+                waste = home.runs / f".{os.urandom(8).hex()}"
                 home.run(name).rename(waste)
                 _faults.point("journal.prune.renamed")
                 home.forget(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 import subprocess
 
 import pytest
@@ -93,6 +94,29 @@ def test_a_run_from_its_id_to_its_summary(place):
     assert "imported" in done.stderr
     assert "squaring" not in done.stdout + done.stderr
     assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_the_first_workflow_runs(place):
+    """What init writes passes check and runs, with parameters."""
+    assert place.run("init", "etl").returncode == 0
+    assert place.run("check", "etl.py").returncode == 0
+    done = place.run("run", "etl.py", "-p", "texts=4", "-p", "jitter=0")
+    assert done.returncode == 0, done.stderr
+    assert "4: 4 succeeded" in done.stdout
+    assert "4 texts, 4000 words" in place.run("logs", "last").stdout
+
+
+def test_a_home_of_a_newer_version_is_told(place):
+    """The index of a later version is left alone and named; runs need it only for their list."""
+    place.write("small.py", SMALL)
+    assert place.run("run", "small.py").returncode == 0
+    index = sqlite3.connect(place.home / "home.db")
+    with index:
+        index.execute("UPDATE canobatch_schema SET version = 99 WHERE component = 'runs'")
+    index.close()
+    done = place.run("run", "small.py")
+    assert f"{place.home / 'home.db'} has version 99" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_json_is_one_object_alone(place):

@@ -40,6 +40,7 @@ def test_the_contracts_hold():
         ("The worker side imports no parent-side machinery", "worker.py", "def late():\n    import canobatch.engine"),
         ("The worker side imports no parent-side machinery", "keeper.py", "import canobatch.pool"),
         ("Each of these packages has one door", "task.py", "import psutil"),
+        ("Each of these packages has one door", "observe/__init__.py", "import click"),
         ("Each of these packages has one door", "pool/__init__.py", "from loky import cpu_count"),
         ("Each of these packages has one door", "engine/__init__.py", "import sqlite3"),
         ("Each of these packages has one door", "journal/sqlite.py", "import sqlite3"),

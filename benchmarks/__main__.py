@@ -27,6 +27,7 @@ NAMES = (
     "transitions",
     "journal",
     "limits",
+    "scheduler",
     "ad_exchange",
     "import",
 )

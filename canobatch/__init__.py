@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from canobatch.cancel import CancelToken
     from canobatch.circuit import CircuitBreaker
+    from canobatch.cli import click_command
     from canobatch.engine import Run, RunReport
     from canobatch.errors import (
         CanobatchError,
@@ -64,11 +65,13 @@ __all__ = [
     "WorkerPool",
     "Workflow",
     "WorkflowError",
+    "click_command",
 ]
 
 _HOMES = {
     "canobatch.cancel": ("CancelToken",),
     "canobatch.circuit": ("CircuitBreaker",),
+    "canobatch.cli": ("click_command",),
     "canobatch.engine": ("Run", "RunReport"),
     "canobatch.errors": (
         "CanobatchError",

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import queue
+
+_T = TypeVar("_T")
 
 #: Seconds on the system-wide monotonic clock; comparable between processes of one host.
 monotonic = time.monotonic
@@ -25,6 +31,15 @@ def sleep(seconds: float) -> None:
 def time_left(until: float) -> float:
     """Return for how many seconds to wait until a time on the monotonic clock; none if it has passed."""
     return max(0.0, min(until - monotonic(), LONGEST))
+
+
+def receive(mail: queue.SimpleQueue[_T], timeout: float | None) -> _T:
+    """Wait for mail; a test's double may let the time pass instead.
+
+    Raises:
+        queue.Empty: There was none within ``timeout`` seconds.
+    """
+    return mail.get(timeout=timeout)
 
 
 def as_utc(seconds: float) -> datetime:

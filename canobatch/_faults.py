@@ -5,7 +5,6 @@ loses nothing. A name is "what.when"; in the order of a run's life:
 
 ==========================  =====================================================================
 journal.begin.locked        the new run's lock is held, nothing of it exists
-journal.begin.indexed       the index names it, its directory does not exist
 journal.begin.created       its database exists, without a row
 journal.begin.done          its first transaction is durable
 journal.take.locked         a run that exists was locked by who takes it over

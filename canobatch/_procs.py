@@ -116,6 +116,24 @@ def send_signal(pidfd: int, number: int) -> None:
         signal.pidfd_send_signal(pidfd, number)
 
 
+def kill_known(pid: int, ticks: int) -> bool:
+    """Kill a process that started at these ticks; returns False if it is gone, or not ours to kill."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        # Opened first: from here on the number cannot become another's.
+        if start_ticks(pid) != ticks:
+            return False
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except OSError:
+        return False
+    finally:
+        os.close(pidfd)
+    return True
+
+
 def children_of(pid: int) -> list[int]:
     """Return the direct children of ``pid``, by any of its threads."""
     found: list[int] = []
@@ -385,20 +403,21 @@ def _stop_marked(mark: bytes, deadline: float) -> dict[int, int]:
 
 
 @contextmanager
-def signals_told(numbers: Iterable[int], tell: Callable[[int], None]) -> Iterator[None]:
-    """Tell of the first of these signals instead of ending; the second one ends the process as it would without.
+def signals_told(numbers: Iterable[int], tell: Callable[[int], None], *, times: int = 1) -> Iterator[None]:
+    """Tell of the first ``times`` of these signals instead of ending; the next one ends the process as ever.
 
-    Only in the main thread, whose signals they are.
+    Only in the main thread, whose signals they are. What was ignored before stays ignored.
     """
     caught: list[int] = []
 
     def handle(number: int, _: object) -> None:
-        if caught:
+        if len(caught) >= times:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         caught.append(number)
         tell(number)
 
+    numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Connection = sqlite3.Connection
 
+#: Of the library.
+VERSION = sqlite3.sqlite_version
+
 #: What a process's end may take with it: nothing, or nothing also when the machine loses power.
 Durable = Literal["process", "power"]
 
@@ -82,6 +85,9 @@ def use_write_ahead_log(connection: Connection, path: Path, durable: Durable) ->
         JournalError: It cannot have one, as on most network file systems.
     """
     with translated(path):
+        if durable == "process":
+            # To switch is a transaction of the other kind, which would wait for the disk.
+            connection.execute("PRAGMA synchronous=OFF")
         (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
         if mode != "wal":
             raise JournalError(
@@ -100,9 +106,11 @@ def use_rollback_journal(connection: Connection, path: Path, durable: Durable) -
         connection.execute(f"PRAGMA synchronous={'FULL' if durable == 'power' else 'NORMAL'}")
 
 
-def leave_write_ahead_log(connection: Connection) -> None:
+def leave_write_ahead_log(connection: Connection, *, waits_for_disk: bool) -> None:
     """Make the database one plain file again, if nobody reads it just now."""
     with suppress(sqlite3.Error):
+        if not waits_for_disk:
+            connection.execute("PRAGMA synchronous=OFF")
         connection.execute("PRAGMA busy_timeout=100")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.execute("PRAGMA journal_mode=DELETE")

@@ -25,8 +25,8 @@ class CancelToken:
         self._lock = threading.Lock()
         self._watchers: list[Callable[[], None]] = []
         self._reason: str | None = None
-        #: Whether a run with a journal may be resumed after this cancel.
-        self.is_kept = False
+        #: Whether a run with a journal may be resumed after this cancel; see `cancel`.
+        self.is_kept: bool | None = False
 
     @property
     def is_cancelled(self) -> bool:
@@ -38,12 +38,13 @@ class CancelToken:
         """What was given to `cancel`, or ""."""
         return self._reason or ""
 
-    def cancel(self, reason: str = "cancelled", *, keep: bool = False) -> None:
+    def cancel(self, reason: str = "cancelled", *, keep: bool | None = False) -> None:
         """Ask every run that holds this token to end; returns at once.
 
         Args:
             reason: Why; in the error with which the runs end.
-            keep: Whether a run that has a journal may be resumed afterwards.
+            keep: Whether a run that has a journal may be resumed afterwards. True: it may, and what could be
+                compensated is left in effect; None: it may, unless something had to be compensated.
         """
         with self._lock:
             if self._reason is not None:

@@ -4,6 +4,7 @@
 
     CanobatchError
     ├── ConfigurationError (ValueError)      a definition or an argument that can never work
+    │   └── TargetError                      the launcher cannot load what it was pointed at
     ├── WorkflowError                        a run met something its definition does not allow
     │   └── WorkflowTimeoutError (TimeoutError)
     ├── TaskError                            an attempt failed; ``__cause__`` is the task's own error
@@ -91,6 +92,18 @@ class ConfigurationError(CanobatchError, ValueError):
     def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.problems: tuple[str, ...] = tuple(problems) or (message,)
+
+
+class TargetError(ConfigurationError):
+    """The launcher cannot load what it was pointed at; ``__cause__`` is what its code raised, if it did.
+
+    Attributes:
+        target: As it was given.
+    """
+
+    def __init__(self, message: str, *, target: str = "") -> None:
+        super().__init__(message)
+        self.target = target
 
 
 class WorkflowError(CanobatchError):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from canobatch.effects import describe_error, dumps, loads
 from canobatch.errors import CompensationError, PayloadError, TaskError
 from canobatch.models import CompensatableTask, Model, perform
+from canobatch.task import bound_call
 
 if TYPE_CHECKING:
     from canobatch.task import TaskContext
@@ -31,6 +32,8 @@ class Phases:
     def __init__(self, model: Model, *, is_here: bool = False) -> None:
         self._model = model
         self._is_here = is_here
+        #: Phases that were called before, ready to be called again.
+        self._calls: dict[str, Callable[..., Any]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Phases, (self._model,)
@@ -40,7 +43,10 @@ class Phases:
         phase, args = item
         if isinstance(self._model, CompensatableTask):
             return _do(self._model, ctx) if phase == "run" else _undo(self._model, ctx, args[0])
-        value = perform(self._model, phase, ctx, args)
+        call = self._calls.get(phase)
+        if call is None:
+            call = self._calls[phase] = bound_call(getattr(self._model, phase), self._model.PHASES[phase])
+        value = call(ctx, *args)
         if phase == "load" and isinstance(value, Iterator) and not self._is_here:
             # A generator stays in the process that runs it.
             return list(value)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
-from canobatch._clock import as_seconds, monotonic
+from canobatch import _clock
+from canobatch._clock import as_seconds
 from canobatch.circuit import CircuitBreaker
 from canobatch.errors import CircuitOpenError, ConfigurationError
 from canobatch.limits import Limiter, MultiRateLimiter, RateLimiter, WindowedRateLimiter
@@ -300,7 +301,7 @@ class TaskContext:
     @property
     def deadline(self) -> float | None:
         """Seconds left before this attempt, its split or its run times out; None when nothing limits it."""
-        return None if self._deadline_at is None else max(0.0, self._deadline_at - monotonic())
+        return None if self._deadline_at is None else max(0.0, self._deadline_at - _clock.monotonic())
 
     @property
     def cancelled(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import secrets
 import socket
 import struct
 import sys
@@ -16,12 +17,14 @@ import threading
 import types
 import warnings
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from canobatch import _clock, _procs, wire
 from canobatch.definition import label
 from canobatch.effects import Placed, describe_error, dumps, loads, main_functions, pack, record_error
 from canobatch.errors import PayloadError, StoreFullError, WorkflowError
+from canobatch.logs import Forwarder
 from canobatch.packing import register_mains
 from canobatch.segments import arrived, crossing
 from canobatch.snapshot import Layers, ReceivedLayer
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from canobatch.effects import Data
+    from canobatch.logs import Levels
+    from canobatch.worker_output import Capture
 
 #: Kinds of what is sent once per worker and named by number afterwards.
 TASKS, RUN, MAINS, LAYER, SPLITS, PLACE, RESOURCES = range(7)
@@ -100,6 +105,9 @@ class Worker:
         self._opened: dict[int, Any] = {}
         self._version: tuple[tuple[int, ...], Layers] = ((), Layers(()))
         self._place = 0
+        self._logs = Forwarder(partial(self._channel.try_send, wire.LOG), partial(self._channel.send, wire.LOG))
+        #: Made when output is to be caught for the first time.
+        self._output: Capture | None = None
         self._threads = 1
         #: Of the workflow whose call runs, and of all.
         self._resources = self._no_resources = WorkerResources(dumps({}))
@@ -183,11 +191,23 @@ class Worker:
             elif kind == RESOURCES:
                 self._resources = self._open(name)
             elif kind == PLACE and name != self._place:
-                path, cwd = self._open(name)
-                sys.path[:] = path
-                with suppress(OSError):
-                    os.chdir(cwd)
+                self._go_to(*self._open(name))
                 self._place = name
+
+    def _go_to(self, path: list[str], cwd: str, levels: Levels | None, output: tuple[str, int, str] | None) -> None:
+        """Make search path, directory, logging and output those of the launcher and its run."""
+        sys.path[:] = path
+        with suppress(OSError):
+            os.chdir(cwd)
+        self._logs.adopt(levels)
+        if output is not None:
+            if self._output is None:
+                from canobatch.worker_output import Capture  # noqa: PLC0415 - with ctypes, for few
+
+                self._output = Capture(f"{self._pid}-{secrets.token_hex(4)}")
+            self._output.turn_to(*output)
+        elif self._output is not None:
+            self._output.turn_back()
 
     # -- calls
 
@@ -212,6 +232,9 @@ class Worker:
             payload: Any
             try:
                 self._prepare(needs)
+                self._logs.attempt = branch, attempt
+                if self._output is not None:
+                    self._output.begin(branch, attempt, begun)
                 loaded: _Loaded = self._open(definition)
                 view = StoreView(self._layers(snapshot), self._scribe.place)
                 limits = [at for at in (deadline, None if timeout is None else started + timeout) if at is not None]
@@ -244,6 +267,8 @@ class Worker:
         if _procs.has_children():
             self._kill_leftovers()
         _flush_output()
+        output = None if self._output is None else self._output.end()
+        self._logs.end()
         operations = tuple(view.operations) if view is not None and mode == OK else ()
         written = []
         if self._scribe and mode == OK:
@@ -251,7 +276,7 @@ class Worker:
             written = self._scribe.hand_over()
         self._scribe.discard()
         retire = RETIRE if self._has_strange_threads() else STAY
-        outcome = (number, mode, payload, operations, written, begun, duration, used, peak, retire)
+        outcome = (number, mode, payload, operations, written, begun, duration, used, peak, output, retire)
         self._channel.send(wire.OUTCOME, outcome)
         self._status.clear()
         if duration >= _WORTH_MEASURING:
@@ -279,7 +304,8 @@ class Worker:
         """From a watchdog, which ends this process next: the call that runs has failed."""
         number, started = self._status.running()
         ran = _clock.monotonic() - started
-        outcome = (number, ERROR, tuple(record_error(error)), (), (), _clock.epoch() - ran, ran, 0.0, None, RETIRE)
+        own = tuple(record_error(error))
+        outcome = (number, ERROR, own, (), (), _clock.epoch() - ran, ran, 0.0, None, None, RETIRE)
         self._channel.send(wire.OUTCOME, outcome)
 
     def _kill_leftovers(self) -> None:

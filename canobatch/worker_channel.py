@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import socket
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -13,8 +15,10 @@ from canobatch.errors import StoreFullError
 from canobatch.segments import Layout, Written, fill
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Sequence
+
+#: Seconds that something of little weight waits for another frame to be sent.
+_TRY = 0.2
 
 
 class Channel:
@@ -27,6 +31,10 @@ class Channel:
         self._frames: deque[tuple[int, bytes | bytearray]] = deque()
         # A task may report progress from a thread of its own.
         self._sending = threading.Lock()
+        self._writable = select.poll()
+        self._writable.register(sock, select.POLLOUT)
+        #: The largest frame that certainly fits when the socket is writable: three quarters are free then.
+        self._fitting = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 3
 
     def receive(self) -> tuple[int, bytes | bytearray] | None:
         """Wait for the next frame; None when the pool is gone."""
@@ -53,6 +61,20 @@ class Channel:
         parts = wire.frame(kind, body)
         with self._sending:
             wire.send_blocking(self._sock, parts)
+
+    def try_send(self, kind: int, body: Any) -> bool:
+        """Send one frame if that does not block; returns whether it was sent."""
+        parts = wire.frame(kind, body)
+        # The lock may be held by this very thread, beneath a signal handler or a destructor that logs.
+        if not self._sending.acquire(timeout=_TRY):
+            return False
+        try:
+            if sum(map(len, parts)) > self._fitting or not self._writable.poll(0):
+                return False
+            wire.send_blocking(self._sock, parts)
+            return True
+        finally:
+            self._sending.release()
 
     def send_descriptors(self, fds: Sequence[int]) -> None:
         """Send descriptors, ahead of the frame that they belong to."""

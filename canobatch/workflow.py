@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import secrets
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from canobatch import _clock
 from canobatch.cancel import CancelToken
-from canobatch.definition import Definition, Map, Single, Split
+from canobatch.definition import Definition
 from canobatch.engine.driver import Driver
 from canobatch.engine.resume import begin, resume
 from canobatch.engine.run import Run
 from canobatch.engine.scribe import Scribe
 from canobatch.engine.station import Shelf
 from canobatch.errors import ConfigurationError, WorkflowError
-from canobatch.models import CompensatableTask, SteppedTask, StreamTask
 from canobatch.pool import default_pool
+from canobatch.registration import Registration
 from canobatch.resources import Resources
 from canobatch.store import SharedStore
 from canobatch.task import TaskConfig, bind_params
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Sequence
     from datetime import timedelta
 
-    from canobatch.join import JoinConfig
     from canobatch.journal import Journal
     from canobatch.observe import Observer
     from canobatch.pool import Backend
     from canobatch.store import Store
 
-_F = TypeVar("_F")
 
-
-class Workflow:
+class Workflow(Registration):
     """States and what they do; each `orchestrate` or `start` is one run of it.
 
     Every registering method changes the workflow and returns it. The definition is checked as a whole, and
@@ -91,7 +89,7 @@ class Workflow:
             raise ConfigurationError(f"version must be a whole number, got {version!r}")
         limit = _limit("total_timeout", total_timeout)
         grace = _limit("compensation_timeout", compensation_timeout)
-        self._definition = Definition(name, default_config or TaskConfig(), limit, grace, params, version)
+        super().__init__(Definition(name, default_config or TaskConfig(), limit, grace, params, version))
         self._resources = _as_resources(resources)
         self._store = store
         self._journal = journal
@@ -100,19 +98,9 @@ class Workflow:
         self._shelves: weakref.WeakKeyDictionary[Backend, Shelf] = weakref.WeakKeyDictionary()
 
     @property
-    def name(self) -> str:
-        """The workflow's name."""
-        return self._definition.name
-
-    @property
-    def states(self) -> list[Any]:
-        """The states that have a handler, in the order of their registration."""
-        return list(self._definition.handlers)
-
-    @property
-    def exit_states(self) -> list[Any]:
-        """The states in which runs end."""
-        return list(self._definition.exits)
+    def journal(self) -> Journal | None:
+        """What remembers its runs."""
+        return self._journal
 
     @property
     def has_journal(self) -> bool:
@@ -124,211 +112,21 @@ class Workflow:
         """Who is told what happens in its runs."""
         return tuple(self._observers)
 
-    # -- definition
+    def with_journal(self, journal: Journal | None) -> Self:
+        """Let ``journal`` remember the runs that start from now on; None: nothing does."""
+        self._journal = journal
+        return self
 
-    def register(
-        self,
-        state: Any,
-        task: Any,
-        *,
-        on_error: Any = None,
-        config: TaskConfig | None = None,
-        replace: bool = False,
-    ) -> Workflow:
-        """Register one task for a state: a function of ``(ctx)`` or of nothing, or a `Task`; it returns the next state.
-
-        An instance of any model of `canobatch.models` behaves here as under the method made for it.
-
-        Args:
-            state: An Enum member, a string, a number.
-            task: What runs.
-            on_error: State to go to when the task has failed for good, instead of failing the run.
-            config: Overrides the task's own configuration.
-            replace: Whether the state may be registered already.
+    def with_observer(self, observer: Observer) -> Self:
+        """Tell ``observer`` what happens in runs that start from now on; see `canobatch.observe`.
 
         Raises:
-            ConfigurationError: The state is registered already, or the workflow has run.
+            ConfigurationError: It has no ``on_event``.
         """
-        self._definition.add(state, Single(task, on_error, config), replace=replace)
-        return self
-
-    def register_router(
-        self, state: Any, task: Any, *, on_error: Any = None, config: TaskConfig | None = None, replace: bool = False
-    ) -> Workflow:
-        """Register a task that only reads and decides: a function, or a `RouterTask`. See `register`.
-
-        It must not write to the store: that is a `WorkflowError`, and changes nothing.
-        """
-        self._definition.add(state, Single(task, on_error, config, is_router=True), replace=replace)
-        return self
-
-    def register_stepped(
-        self,
-        state: Any,
-        task: SteppedTask,
-        *,
-        on_error: Any = None,
-        config: TaskConfig | None = None,
-        replace: bool = False,
-    ) -> Workflow:
-        """Register a `SteppedTask`; ``validate`` refuses any other. See `register`."""
-        self._definition.add(state, Single(task, on_error, config, kind=SteppedTask), replace=replace)
-        return self
-
-    def register_stream(
-        self,
-        state: Any,
-        task: StreamTask,
-        *,
-        on_error: Any = None,
-        config: TaskConfig | None = None,
-        replace: bool = False,
-    ) -> Workflow:
-        """Register a `StreamTask`; ``validate`` refuses any other. See `register`."""
-        self._definition.add(state, Single(task, on_error, config, kind=StreamTask), replace=replace)
-        return self
-
-    def register_with_compensation(
-        self,
-        state: Any,
-        task: CompensatableTask,
-        *,
-        on_error: Any = None,
-        config: TaskConfig | None = None,
-        replace: bool = False,
-    ) -> Workflow:
-        """Register a `CompensatableTask`; ``validate`` refuses any other. See `register`.
-
-        Going to ``on_error`` is no failure of the run, and rolls nothing back.
-        """
-        self._definition.add(state, Single(task, on_error, config, kind=CompensatableTask), replace=replace)
-        return self
-
-    def register_split(
-        self,
-        state: Any,
-        tasks: Iterable[Any] | Callable[..., Iterable[Any]],
-        join: JoinConfig,
-        *,
-        config: TaskConfig | None = None,
-        replace: bool = False,
-    ) -> Workflow:
-        """Register many tasks for a state; they run in parallel worker processes.
-
-        Args:
-            state: An Enum member, a string, a number.
-            tasks: Tasks of any mix of types, or a callable ``ctx -> tasks`` evaluated when the state is entered.
-            join: When the split is settled, and where the run goes.
-            config: Overrides the tasks' own configurations.
-            replace: Whether the state may be registered already.
-
-        Raises:
-            ConfigurationError: As for `register`.
-        """
-        if not callable(tasks):
-            try:
-                tasks = list(tasks)
-            except TypeError:
-                raise ConfigurationError(
-                    f"the tasks of a split must be an iterable or a callable ctx -> iterable, got {tasks!r}"
-                ) from None
-        self._definition.add(state, Split(tasks, join, config), replace=replace)
-        return self
-
-    def register_map(
-        self,
-        state: Any,
-        fn: Callable[[Any, Any], Any],
-        items: Iterable[Any] | str | Callable[..., Iterable[Any]],
-        join: JoinConfig,
-        *,
-        config: TaskConfig | None = None,
-        replace: bool = False,
-    ) -> Workflow:
-        """Register one branch per item for a state: ``fn(ctx, item)`` in worker processes.
-
-        Args:
-            state: An Enum member, a string, a number.
-            fn: What runs for each item.
-            items: An iterable, the store key of one, or a callable ``ctx -> iterable`` evaluated when the state
-                is entered. A generator is consumed lazily, a bounded number of items ahead, by the run's own
-                thread: while it makes an item, the run sees neither outcomes nor a cancel.
-            join: When the split is settled, and where the run goes.
-            config: Retries, timeouts and limits of the branches.
-            replace: Whether the state may be registered already.
-
-        Raises:
-            ConfigurationError: As for `register`.
-        """
-        self._definition.add(state, Map(fn, items, join, config), replace=replace)
-        return self
-
-    def add_exit_state(self, state: Any) -> Workflow:
-        """Make ``state`` one in which runs end; an exit wins over a handler of the same state."""
-        self._definition.add_exit(state)
-        return self
-
-    def add_exit_states(self, states: Iterable[Any]) -> Workflow:
-        """Make each of ``states`` one in which runs end."""
-        for state in states:
-            self._definition.add_exit(state)
-        return self
-
-    def with_observer(self, observer: Observer) -> Workflow:
-        """Tell ``observer`` what happens in runs that start from now on."""
+        if not callable(getattr(observer, "on_event", None)) or isinstance(observer, type):
+            raise ConfigurationError(f"an observer needs a method on_event(event), got {observer!r}")
         self._observers.append(observer)
         return self
-
-    def task(self, state: Any, **options: Any) -> Callable[[_F], _F]:
-        """Register the decorated function for ``state``; options as for `register`."""
-
-        def decorate(fn: _F) -> _F:
-            self.register(state, fn, **options)
-            return fn
-
-        return decorate
-
-    def map(
-        self, state: Any, items: Iterable[Any] | str | Callable[..., Iterable[Any]], join: JoinConfig, **options: Any
-    ) -> Callable[[_F], _F]:
-        """Register the decorated function ``fn(ctx, item)`` for each of ``items``; options as for `register_map`."""
-
-        def decorate(fn: _F) -> _F:
-            self.register_map(state, fn, items, join, **options)  # type: ignore[arg-type]
-            return fn
-
-        return decorate
-
-    def validate(self) -> Workflow:
-        """Check the definition as a whole.
-
-        Raises:
-            ConfigurationError: It lists all problems found, each with its fix.
-        """
-        self._definition.validate()
-        return self
-
-    def validate_initial_state(self, state: Any) -> Workflow:
-        """Check that a run can start at ``state``.
-
-        Raises:
-            ConfigurationError: It is neither registered nor an exit state.
-        """
-        self._definition.validate_initial(state)
-        return self
-
-    def validate_params(self, params: Any) -> Workflow:
-        """Check that a run can be given these parameters.
-
-        Raises:
-            ConfigurationError: They do not fit; the text names the parameter.
-        """
-        bind_params(self._definition.params, params)
-        return self
-
-    def graph(self) -> str:
-        """Return a Mermaid state diagram of what is known of the transitions."""
-        return self._definition.graph()
 
     # -- runs
 
@@ -370,7 +168,9 @@ class Workflow:
         cancel: CancelToken | None = None,
         where: Literal["parent", "worker"] = "parent",
         timeout: float | timedelta | None = None,
+        output: str | os.PathLike[str] | None = None,
         begins: bool = True,
+        observers: Sequence[Observer] = (),
     ) -> Run:
         """Begin what `orchestrate` does, in the background, and return its handle.
 
@@ -382,21 +182,25 @@ class Workflow:
             cancel: Cancels the run from elsewhere.
             where: Where single tasks run that do not say so themselves; in a worker they can be killed.
             timeout: Seconds this run may take, if less than the workflow's ``total_timeout``.
+            output: A directory, made if missing, in which is kept what tasks print in workers, by attempt; read it
+                with `canobatch.output`. None: they print where this process does.
             begins: Whether it begins now; if not, `Run.begin` lets it.
+            observers: Are told of this run, after those of the workflow.
 
         Raises:
-            ConfigurationError: As for `orchestrate`.
+            ConfigurationError: As for `orchestrate`, or the directory cannot be made.
         """
         _check_run(pool, run_id, cancel, where)
         limit = _limit("timeout", timeout)
         self._freeze()
-        definition, journal = self._definition, self._journal
+        definition, journal = self.definition, self._journal
         definition.validate_initial(initial)
         bound = bind_params(definition.params, params)
         store: Store = SharedStore() if self._store is None else self._store
-        run_id = run_id or _new_run_id()
+        run_id = run_id or new_run_id()
         scribe = Scribe(definition) if journal is None else begin(definition, journal, run_id, initial, bound, store)
-        return self._run(initial, run_id, bound, store, scribe, pool, cancel, where=where, timeout=limit, begins=begins)
+        settings: dict[str, Any] = {"where": where, "timeout": limit, "output": output, "begins": begins}
+        return self._run(initial, run_id, bound, store, scribe, pool, cancel, observers=observers, **settings)
 
     def resume(self, run_id: str, *, pool: Backend | None = None, cancel: CancelToken | None = None) -> Any:
         """Go on with a run that was interrupted, that failed, or whose cancel kept it; return its exit state.
@@ -428,7 +232,9 @@ class Workflow:
         cancel: CancelToken | None = None,
         where: Literal["parent", "worker"] = "parent",
         timeout: float | timedelta | None = None,
+        output: str | os.PathLike[str] | None = None,
         begins: bool = True,
+        observers: Sequence[Observer] = (),
     ) -> Run:
         """Begin what `resume` does, in the background, and return the run's handle.
 
@@ -438,7 +244,9 @@ class Workflow:
             cancel: Cancels the run from elsewhere.
             where: As for `start`, like the others.
             timeout: Seconds this run may take from now on.
+            output: A directory for what tasks print; that of the run's earlier life will do.
             begins: Whether it begins now.
+            observers: Are told of this run, after those of the workflow.
 
         Raises:
             CanobatchError: As for `resume`.
@@ -450,13 +258,14 @@ class Workflow:
             text = f"workflow {self.name!r} has no journal to resume {run_id} from; give it one with journal=..."
             raise ConfigurationError(text)
         store: Store = SharedStore() if self._store is None else self._store
-        scribe, state, params = resume(self._definition, self._journal, run_id, store)
-        return self._run(state, run_id, params, store, scribe, pool, cancel, where=where, timeout=limit, begins=begins)
+        scribe, state, params = resume(self.definition, self._journal, run_id, store)
+        settings: dict[str, Any] = {"where": where, "timeout": limit, "output": output, "begins": begins}
+        return self._run(state, run_id, params, store, scribe, pool, cancel, observers=observers, **settings)
 
     def _freeze(self) -> None:
-        if not self._definition.is_frozen:
-            self._definition.validate()
-            self._definition.is_frozen = True
+        if not self.definition.is_frozen:
+            self.definition.validate()
+            self.definition.is_frozen = True
 
     def _run(
         self,
@@ -470,12 +279,14 @@ class Workflow:
         *,
         where: str = "parent",
         timeout: float | None = None,
+        output: str | os.PathLike[str] | None = None,
         begins: bool = True,
+        observers: Sequence[Observer] = (),
     ) -> Run:
         try:
             return Run(
                 Driver(
-                    self._definition,
+                    self.definition,
                     state,
                     store=store,
                     backend=default_pool if pool is None else lambda: pool,
@@ -484,10 +295,12 @@ class Workflow:
                     token=cancel or CancelToken(),
                     shelf=self._shelf,
                     resources=self._resources,
-                    observers=self._observers,
+                    observers=(*self._observers, *observers),
                     where=where,
                     timeout=timeout,
                     scribe=scribe,
+                    # Not before the journal has made the run's own directory, in which this one may be.
+                    output=_output_directory(output),
                 ),
                 begins=begins,
             )
@@ -506,7 +319,7 @@ class Workflow:
         return _WorkflowElsewhere, (self.name,)
 
     def __repr__(self) -> str:
-        return f"<Workflow {self.name!r}, {len(self._definition.handlers)} states>"
+        return f"<Workflow {self.name!r}, {len(self.definition.handlers)} states>"
 
 
 class _WorkflowElsewhere:
@@ -550,5 +363,17 @@ def _check_run(pool: object, run_id: object, cancel: object, where: object) -> N
         raise ConfigurationError(f"cancel must be a CancelToken, got {cancel!r}")
 
 
-def _new_run_id() -> str:
+def _output_directory(path: str | os.PathLike[str] | None) -> str | None:
+    if path is None:
+        return None
+    directory = os.path.abspath(path)  # noqa: PTH100 - a worker may be elsewhere
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)  # noqa: PTH103
+    except OSError as error:
+        raise ConfigurationError(f"output cannot be kept in {directory}: {error.strerror}; give another") from error
+    return directory
+
+
+def new_run_id() -> str:
+    """Return an id that no other run has, and that sorts by time."""
     return f"{_clock.as_utc(_clock.epoch()):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"

@@ -100,13 +100,13 @@ def let_through(driver: Driver, config: TaskConfig, where: Where) -> Pass:
     if not config.has_gate:
         return FREE
     watched: Brokered | None = config.circuit_breaker
-    forget = None if watched is None or not watched.is_here else watched.watch(driver.wake)
+    forget = None if watched is None or not watched.is_here else watched.watch(driver.mailbox.wake)
     try:
         while True:
             answer = enter(config)
             if isinstance(answer, Pass):
                 return answer
-            driver.mail(None, _clock.monotonic() + answer)
+            driver.mailbox.read(None, _clock.monotonic() + answer)
     except CircuitOpenError as error:
         driver.emit("circuit_open", state=where.state, attempt=where.attempt, detail=error)
         raise refused(error, where) from None

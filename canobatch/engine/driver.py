@@ -7,8 +7,8 @@ before is alive.
 from __future__ import annotations
 
 import logging
-import queue
 import random
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from canobatch.engine.attempt import (
     final_error,
     may_retry,
 )
+from canobatch.engine.mailbox import Mailbox
 from canobatch.engine.patience import Patience
 from canobatch.engine.report import RunReport, StateReport
 from canobatch.engine.saga import Saga
@@ -26,6 +27,7 @@ from canobatch.engine.scribe import Scribe
 from canobatch.engine.single import run_single
 from canobatch.engine.split import SplitExecution
 from canobatch.engine.station import Shelf, Station
+from canobatch.engine.trimmer import Trimmer
 from canobatch.errors import (
     CommitError,
     CompensationError,
@@ -37,7 +39,7 @@ from canobatch.errors import (
     WorkflowTimeoutError,
 )
 from canobatch.observe import Event, Observer
-from canobatch.pool import Broken, Call, Finished, Lost, Progressed, Stopped
+from canobatch.pool import Finished, Lost, Progressed
 from canobatch.task import TaskConfig, TaskContext
 from canobatch.view import StoreView
 
@@ -49,7 +51,6 @@ if TYPE_CHECKING:
     from canobatch.effects import Operation
     from canobatch.join import SplitResult
     from canobatch.pool import Backend, LaneHandle
-    from canobatch.pool import Event as PoolEvent
     from canobatch.pool.backend import Header
     from canobatch.resources import Resources
     from canobatch.snapshot import Snapshot
@@ -77,6 +78,7 @@ class Driver:
         where: str = "parent",
         timeout: float | None = None,
         scribe: Scribe | None = None,
+        output: str | None = None,
     ) -> None:
         self.definition = definition
         self.store = store
@@ -94,6 +96,8 @@ class Driver:
         self._shelf = shelf
         self._observers = tuple(observers)
         self._where = where
+        self._output = output
+        self._trimmer: Trimmer | None = None
         self._logger = logging.getLogger(f"canobatch.{definition.name}")
         self._started = _clock.monotonic()
         self._started_at = _clock.as_utc(_clock.epoch())
@@ -101,16 +105,16 @@ class Driver:
         self._error: BaseException | None = None
         self._limit = min((limit for limit in (definition.total_timeout, timeout) if limit is not None), default=None)
         self._deadline: float | None = None
-        self._mail: queue.SimpleQueue[list[PoolEvent] | None] = queue.SimpleQueue()
+        self.mailbox = Mailbox(run_id, self.check, self._next_check)
         self._station: Station | None = None
         #: The task of each state that has run here, ready to be called.
         self.calls: dict[Any, Callable[..., Any]] = {}
         self._seq = 0
+        # A task in the parent may report progress from a thread of its own.
+        self._emitting = threading.RLock()
         self._saga = Saga(self)
         self._patience: Patience | None = None
         self._is_killed = False
-        #: Events of lanes that are in use while another one is read.
-        self._aside: dict[LaneHandle, list[PoolEvent]] = {}
 
     # -- the run
 
@@ -119,8 +123,9 @@ class Driver:
         # A run may have waited for its turn since it was made.
         self._started, self._started_at = _clock.monotonic(), _clock.as_utc(_clock.epoch())
         self._deadline = None if self._limit is None else self._started + self._limit
-        forget = self.token.watch(self.wake)
-        self.emit("run_resumed" if self.scribe.is_resumed else "run_started")
+        forget = self.token.watch(self.mailbox.wake)
+        kind = "run_resumed" if self.scribe.is_resumed else "run_started"
+        self.emit(kind, state=self._initial, detail=self.definition.name)
         try:
             with self.resources.held(), self._saga.rolled_back():
                 self._saga.restore()
@@ -139,11 +144,13 @@ class Driver:
             forget()
             if self._station is not None:
                 self._station.close()
+            if self._trimmer is not None:
+                self._trimmer.stop()
             self._ended = _clock.monotonic()
 
     def _record_end(self, error: BaseException) -> None:
         try:
-            self.scribe.end(self.path[-1] if self.path else None, error, is_kept=self.token.is_kept)
+            self.scribe.end(self.path[-1] if self.path else None, error, is_kept=self.token.is_kept is not False)
         except JournalError:
             # The run's own error is the one to tell; the journal has the run as interrupted.
             _log.exception("the end of run %s could not be recorded", self.run_id)
@@ -208,7 +215,7 @@ class Driver:
     def await_outcome(self, lane: LaneHandle, state: Any) -> Finished | Lost:
         """Return what became of the one call of ``lane``."""
         while True:
-            for event in self.mail(lane, None):
+            for event in self.mailbox.read(lane, None):
                 if isinstance(event, Finished | Lost):
                     return event
                 if isinstance(event, Progressed):
@@ -224,7 +231,7 @@ class Driver:
         self.emit("retry", state=error.state, attempt=error.attempt, detail=error)
         until = _clock.monotonic() + delay_before_next(config, error, random.random)
         while _clock.monotonic() < until:
-            self.mail(None, until)
+            self.mailbox.read(None, until)
 
     def checked(self, state: Any, value: Any) -> Any:
         """Return ``value``, which the task of ``state`` returned, if it is a state.
@@ -275,10 +282,12 @@ class Driver:
     def station(self) -> Station:
         """Return this run's side of the pool, made when first needed."""
         if self._station is None:
+            if self._output is not None:
+                self._trimmer = Trimmer(self._output)
             backend = self._backend()
             self.scribe.own(getattr(backend, "token", ""))
             self._station = Station(
-                backend, self._shelf(backend), self.run_id, self.params, self._mail.put, self.store.segments
+                backend, self._shelf(backend), self.run_id, self.params, self.mailbox.put, self.store.segments
             )
         return self._station
 
@@ -307,6 +316,7 @@ class Driver:
                 deadline,
                 is_map=is_map,
                 is_made_here=is_made_here,
+                output=None if self._output is None else (self._output, len(self._states)),
             )
         except PayloadError as error:
             text = str(error) if str(error).startswith("state ") else f"state {label(state)}: {error}"
@@ -360,96 +370,16 @@ class Driver:
         except CommitError as error:
             raise WorkflowError(f"state {label(state)}: {error}", state=state, path=self.path) from error.__cause__
 
-    def mail(self, lane: LaneHandle | None, until: float | None) -> list[PoolEvent]:
-        """Wait for events of ``lane`` until a time on the monotonic clock; [] when it passed.
-
-        Raises:
-            RunCancelledError: The run was cancelled.
-            WorkflowTimeoutError: The run's total timeout passed.
-            CanobatchError: The pool can give no more outcomes.
-        """
-        self.check()
-        if lane is not None and self._aside.get(lane):
-            events, self._aside[lane] = self._aside[lane], []
-            return self._of(lane, events)
-        limits = [at for at in (until, self._next_check()) if at is not None]
-        timeout = _clock.time_left(min(limits)) if limits else None
-        events = []
-        try:
-            events += self._mail.get(timeout=timeout) or ()
-            while True:
-                events += self._mail.get_nowait() or ()
-        except queue.Empty:
-            pass
-        mine = self._of(lane, events)
-        try:
-            self.check()
-        except BaseException:
-            if lane in self._aside:
-                self._aside[lane] += mine
-            raise
-        return mine
-
-    def _of(self, lane: LaneHandle | None, events: list[PoolEvent]) -> list[PoolEvent]:
-        """Return the events of ``lane``; those of others in use wait for their turn."""
-        mine: list[PoolEvent] = []
-        for event in events:
-            if event.lane is lane:
-                if isinstance(event, Broken):
-                    raise event.error
-                mine.append(event)
-            elif event.lane in self._aside:
-                self._aside[event.lane].append(event)
-        return mine
-
     @property
     def deadline(self) -> float | None:
         """When the run's total timeout passes, on the monotonic clock."""
         return self._deadline
 
-    def wake(self) -> None:
-        """Let `mail` return; from any thread."""
-        self._mail.put(None)
-
-    @contextmanager
-    def aside(self, lane: LaneHandle) -> Iterator[None]:
-        """Within, no event of ``lane`` is lost while others are read."""
-        self._aside[lane] = []
-        try:
-            yield
-        finally:
-            del self._aside[lane]
-
-    def kill(self, lane: LaneHandle) -> list[tuple[Call, float | None]]:
-        """Kill what runs of ``lane``; return, when it is dead, the calls that had begun and for how long they ran."""
-        begun: list[tuple[Call, float | None]] = []
-        is_over = not lane.stop()
-        while True:
-            # Not through `mail`: neither a cancel nor a timeout may cut this short. The pool bounds it.
-            try:
-                events = self._mail.get(block=not is_over)
-            except queue.Empty:
-                return begun
-            for event in events or ():
-                if event.lane is not lane:
-                    if event.lane in self._aside:
-                        self._aside[event.lane].append(event)
-                    continue
-                if isinstance(event, Finished | Lost):
-                    begun.append((event.call, event.duration))
-                elif isinstance(event, Stopped):
-                    begun += event.begun
-                    is_over = True
-                    if not event.is_certain:
-                        _log.warning("a killed worker of run %s has not ended; the run goes on", self.run_id)
-                elif isinstance(event, Broken):
-                    is_over = True
-
     def hasten(self, reason: str) -> None:
         """Cancel, and have no patience with what runs; from any thread."""
         self._is_killed = True
         self.token.cancel(reason)
-        self.wake()
+        self.mailbox.wake()
 
     @contextmanager
     def patient(self, grace: float | None, *, is_firm: bool = False) -> Iterator[None]:
@@ -505,16 +435,22 @@ class Driver:
             detail = (event.done, event.total, event.message)
             self.emit("progress", state=state, branch=event.call.branch, attempt=event.call.attempt, detail=detail)
 
+    @property
+    def is_observed(self) -> bool:
+        """Whether anyone listens."""
+        return bool(self._observers)
+
     def emit(
         self, kind: str, *, state: Any = None, branch: int | None = None, attempt: int | None = None, detail: Any = None
     ) -> None:
         """Tell the observers, if there are any."""
         if not self._observers:
             return
-        self._seq += 1
-        event = Event(self.run_id, self._seq, _clock.as_utc(_clock.epoch()), kind, state, branch, attempt, detail)
-        for observer in self._observers:
-            try:
-                observer.on_event(event)
-            except Exception:  # noqa: BLE001 - observers are isolated
-                _log.exception("an observer failed on %s; the event is dropped for it", kind)
+        with self._emitting:
+            self._seq += 1
+            event = Event(self.run_id, self._seq, _clock.as_utc(_clock.epoch()), kind, state, branch, attempt, detail)
+            for observer in self._observers:
+                try:
+                    observer.on_event(event)
+                except BaseException:  # noqa: BLE001 - observers are isolated, also one that exits
+                    _log.exception("an observer failed on %s; the event is dropped for it", kind)

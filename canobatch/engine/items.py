@@ -74,6 +74,9 @@ class Items(Protocol):
     def give(self, value: Any, operations: Sequence[Operation]) -> None:
         """Take one more item that was processed before."""
 
+    def send(self) -> None:
+        """Do not wait for more items."""
+
     def take(self, events: Sequence[Event]) -> None:
         """Take what the pool reports."""
 
@@ -129,6 +132,9 @@ class ItemsHere:
                     self._keep(index, attempt, item, value, operations)
             return
 
+    def send(self) -> None:
+        """Nothing waits."""
+
     def _keep(self, index: int, attempt: int, item: Any, value: Any, operations: Sequence[Operation]) -> None:
         """Record a success, if it can be packed: here it need not be."""
         scribe, place = self._visit.driver.scribe, self._visit.driver.store.segments.place
@@ -177,9 +183,11 @@ class ItemsInWorkers:
         self._next = 0
         self._done: dict[int, ItemOutcome] = {}
         self._back_off: list[tuple[float, int, Call]] = []
-        self._gate = Turnstile(None, visit.driver.wake) if self._config.has_gate else None
+        #: Calls that are to be submitted together.
+        self._batch: list[Call] = []
+        self._gate = Turnstile(None, visit.driver.mailbox.wake) if self._config.has_gate else None
         self._header = visit.header()
-        self._aside = visit.driver.aside(self.lane)
+        self._aside = visit.driver.mailbox.aside(self.lane)
 
     @property
     def next_due(self) -> float | None:
@@ -195,7 +203,8 @@ class ItemsInWorkers:
 
     def room(self) -> int:
         """Return how many more items it is worth to submit now."""
-        room = self.lane.room() - (0 if self._gate is None else len(self._gate))
+        waiting = len(self._batch) if self._gate is None else len(self._gate)
+        room = self.lane.room() - waiting
         return room if self._ahead is None else min(room, self._ahead - (self.submitted - self._next))
 
     def submit(self, item: Any) -> None:
@@ -236,6 +245,7 @@ class ItemsInWorkers:
         now = _clock.monotonic()
         while self._back_off and self._back_off[0][0] <= now:
             self._send(heapq.heappop(self._back_off)[2])
+        self.send()
         self._admit()
 
     def ready(self) -> Iterator[ItemOutcome]:
@@ -252,10 +262,19 @@ class ItemsInWorkers:
 
     def _send(self, call: Call) -> None:
         if self._gate is None:
-            self.lane.submit([call])
+            self._batch.append(call)
+            # An idle worker gets an item as soon as there is one.
+            if self.lane.is_hungry:
+                self.send()
         else:
             self._gate.add(call, self._config)
             self._admit()
+
+    def send(self) -> None:
+        """Submit what was to be submitted together."""
+        if self._batch:
+            batch, self._batch = self._batch, []
+            self.lane.submit(batch)
 
     def _admit(self) -> None:
         """Submit what the gate lets through, and fail what it refuses."""
@@ -315,6 +334,6 @@ class ItemsInWorkers:
 
     def __exit__(self, *_: object) -> None:
         self._aside.__exit__(None, None, None)
-        self._visit.driver.kill(self.lane)
+        self._visit.driver.mailbox.kill(self.lane)
         if self._gate is not None:
             self._gate.close()

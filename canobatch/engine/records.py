@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from canobatch.definition import label
+from canobatch.errors import JoinError
 from canobatch.join import BranchResult, BranchStatus, SplitResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from canobatch.join import JoinConfig
 
 #: Branches from this index on leave a count, and a record only if they failed; of those, too, so many.
 KEPT = 100_000
@@ -64,3 +68,28 @@ class Records:
         statuses += self._late
         statuses[BranchStatus.NOT_STARTED] += total - statuses.total()
         return SplitResult(records, statuses)
+
+
+def join_error(state: Any, join: JoinConfig, result: SplitResult, *, is_timeout: bool) -> JoinError:
+    """Return the error of a split that did not meet its strategy."""
+    strategy = join.strategy
+    counts = result.counts
+    total = sum(counts.values())
+    needed = strategy.needed(total)
+    why = f"; it timed out after {join.timeout:g} s" if is_timeout else ""
+    errors = result.errors
+    listed = "".join(f"\n  {branch.error}" for branch in errors[:3])
+    if counts["failed"] > 3:
+        listed += f"\n  ... and {counts['failed'] - 3} more"
+    error = JoinError(
+        f"state {label(state)}: {strategy} needs {needed} of {total} branches to succeed, "
+        f"{counts['succeeded']} did ({counts['failed']} failed, {counts['cancelled']} cancelled)"
+        f"{why}{listed}",
+        state=state,
+        result=result,
+    )
+    if is_timeout:
+        error.__cause__ = TimeoutError(f"the split's timeout of {join.timeout:g} s passed")
+    elif errors:
+        error.__cause__ = errors[0].error
+    return error

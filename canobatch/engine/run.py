@@ -79,12 +79,13 @@ class Run:
             raise self._error
         return self._state
 
-    def cancel(self, reason: str = "cancelled", *, keep: bool = False) -> None:
+    def cancel(self, reason: str = "cancelled", *, keep: bool | None = False) -> None:
         """Ask the run to end: what runs in workers is killed; returns at once.
 
         Args:
             reason: Why; in the error with which it ends.
-            keep: Whether it may be resumed afterwards, if it has a journal.
+            keep: Whether it may be resumed afterwards, if it has a journal. True: it may, and what could be
+                compensated is left in effect; None: it may, unless something had to be compensated.
         """
         self._driver.token.cancel(reason, keep=keep)
 
@@ -118,7 +119,7 @@ class Run:
         except KeyboardInterrupt:
             if self._ended.is_set():
                 raise
-            self.cancel("interrupted", keep=True)
+            self.cancel("interrupted", keep=None)
             self._ended.wait()
             raise
 

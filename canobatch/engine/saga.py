@@ -101,7 +101,7 @@ class Saga:
             # What cannot be recorded had better not be done: the run is as it was, and can be resumed.
             raise
         except BaseException as error:
-            is_kept = isinstance(error, RunCancelledError) and self._driver.token.is_kept
+            is_kept = isinstance(error, RunCancelledError) and self._driver.token.is_kept is True
             if is_kept and self._driver.scribe.is_on:
                 raise
             failed = self._roll_back(error)

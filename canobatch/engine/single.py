@@ -112,7 +112,7 @@ def _in_worker(
             lane.submit([call])
             event = driver.await_outcome(lane, state)
         except BaseException:
-            driver.kill(lane)
+            driver.mailbox.kill(lane)
             admitted.end(None)
             raise
         admitted.end(isinstance(event, Finished) and event.succeeded)

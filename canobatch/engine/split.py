@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from canobatch import _clock
-from canobatch.definition import label
+from canobatch.definition import LATER, label
 from canobatch.effects import describe_error, entry_of, loads, pack
 from canobatch.engine.admission import Turnstile, refused
 from canobatch.engine.attempt import (
@@ -21,14 +21,15 @@ from canobatch.engine.attempt import (
     status_of,
     unpacking_error,
 )
+from canobatch.engine.branch_events import BranchEvents
 from canobatch.engine.branches import Branches
 from canobatch.engine.fold import Fold, FoldError
-from canobatch.engine.records import Records
+from canobatch.engine.records import Records, join_error
 from canobatch.engine.scribe import branch_of, check_item
 from canobatch.errors import ConfigurationError, JoinError, PayloadError, TaskError, WorkflowError
 from canobatch.join import BranchResult, BranchStatus, JoinTally, SplitResult, Verdict
 from canobatch.limits import Semaphore
-from canobatch.pool import Call, Finished, Lost, Progressed
+from canobatch.pool import Began, Call, Finished, Lost, Progressed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 #: Seconds of making items after which outcomes are looked at.
 _FEED_PATIENCE = 0.005
+#: Seconds after which items that had none are asked again.
+_LOOK_AGAIN = 0.02
 #: How many branches may be ahead of an ordered fold, per branch that may run.
 _FOLD_AHEAD = 4
 
@@ -80,10 +83,11 @@ class SplitExecution:
         self._gate: Turnstile | None = None
         self._submitted = 0
         self._is_exhausted = False
+        #: Whether the items had none when they were asked last.
+        self._is_early = False
         self._is_timeout = False
         self._path = tuple(driver.path)
-        #: What observers are told once the journal has it: kind, branch, attempt, detail.
-        self._news: list[tuple[str, int, int | None, Any]] = []
+        self._events = BranchEvents(driver, state)
         #: Branches that were running when the split was settled.
         self.cut: list[BranchResult] = []
         #: Of an earlier life: the digests of the items of accepted branches; the attempts made of others.
@@ -108,6 +112,13 @@ class SplitExecution:
                 self._fold = Fold(*join.reduce, ordered=join.ordered)
         driver.emit("split_started", state=self._state, detail=self._total)
         try:
+            return self._carry_out(branches)
+        finally:
+            driver.emit("split_finished", state=self._state, detail=self.result)
+
+    def _carry_out(self, branches: Branches) -> SplitOutcome:
+        driver, join = self._driver, self._join
+        try:
             self._replay()
         except FoldError as error:
             raise self._reduce_error(error) from error.__cause__
@@ -124,18 +135,19 @@ class SplitExecution:
         self._lane = self._station.lane(self._state)
         self._begin()
         if isinstance(join.bulkhead, Semaphore):
-            self._gate = Turnstile(join.bulkhead, driver.wake)
+            self._gate = Turnstile(join.bulkhead, driver.mailbox.wake)
         try:
             self._until_settled()
         except FoldError as error:
             raise self._reduce_error(error) from error.__cause__
         finally:
-            for call, ran in driver.kill(self._lane):
+            for call, ran in driver.mailbox.kill(self._lane):
                 self._cut(call, ran)
             if self._gate is not None:
                 self._gate.close()
             # Also when a cancel or the run's timeout ends it: what was done is worth knowing.
             self.result = self._collect()
+            self._events.close()
         return self._settle()
 
     def _begin(self) -> None:
@@ -143,22 +155,23 @@ class SplitExecution:
         total = self._total if self._total is not None else 1 << 30
         may_kill = max(0, total - (needed or 1)) if self._join.strategy.stops_early else 0
         limit = self._join.bulkhead if isinstance(self._join.bulkhead, int) else None
-        self._lane.begin(self._header, limit, may_kill)
+        self._lane.begin(self._header, limit, may_kill, tells_begin=self._events.is_wanted)
 
     def _until_settled(self) -> None:
         driver, tally = self._driver, self._tally
         while True:
             has_more = self._feed()
             if tally.verdict is not Verdict.PENDING:
-                self._tell()
+                self._events.tell()
                 return
             until = _clock.monotonic() if has_more else self._next_deadline()
-            self._read(driver.mail(self._lane, until))
+            self._read(driver.mailbox.read(self._lane, until))
             if self._deadline is not None and _clock.monotonic() >= self._deadline:
                 # What came in time counts, however late it is read.
-                self._read(driver.mail(self._lane, self._deadline))
+                self._read(driver.mailbox.read(self._lane, self._deadline))
                 self._is_timeout = tally.verdict is Verdict.PENDING
                 tally.expire()
+            if tally.verdict is not Verdict.PENDING:
                 return
 
     def _read(self, events: Sequence[Event]) -> None:
@@ -171,23 +184,17 @@ class SplitExecution:
                 self._take(event)
             elif isinstance(event, Lost):
                 self._take_loss(event)
+            elif isinstance(event, Began):
+                self._events.started(event.calls)
             elif isinstance(event, Progressed):
                 self._driver.progress(self._state, event)
-        self._tell()
-
-    def _tell(self) -> None:
-        """Tell observers what happened to branches: what they hear of is never done again."""
-        if not self._news:
-            return
-        self._driver.scribe.wait()
-        for kind, branch, attempt, detail in self._news:
-            self._driver.emit(kind, state=self._state, branch=branch, attempt=attempt, detail=detail)
-        self._news.clear()
+        self._events.tell()
 
     def _next_deadline(self) -> float | None:
         due = self._back_off[0][0] if self._back_off else None
         gate = None if self._gate is None else self._gate.due
-        return min((at for at in (due, gate, self._deadline) if at is not None), default=None)
+        again = _clock.monotonic() + _LOOK_AGAIN if self._is_early else None
+        return min((at for at in (due, gate, again, self._deadline) if at is not None), default=None)
 
     # -- branches on their way
 
@@ -209,6 +216,7 @@ class SplitExecution:
         Returns whether it stopped early, because making items takes long: outcomes must not wait for that.
         """
         now = _clock.monotonic()
+        self._is_early = False
         while self._back_off and self._back_off[0][0] <= now:
             self._send([heapq.heappop(self._back_off)[2]])
         if self._gate is not None:
@@ -264,7 +272,7 @@ class SplitExecution:
             self._gate.leave(call, outcome)
 
     def _next_call(self) -> Call | None:
-        """Return the next branch's first call; None when there are no more."""
+        """Return the next branch's first call; None when there are no more, or none now."""
         while True:
             index = self._submitted
             try:
@@ -273,13 +281,16 @@ class SplitExecution:
                 self._is_exhausted = True
                 self._tally.close(index)
                 return None
+            if item is LATER:
+                self._is_early = True
+                return None
             data = self._packed(index, item) if self._branches.is_map else None
             self._submitted += 1
             config = self._config(index)
             if data is False or self._is_recorded(index, data):
                 continue
             if config.has_gate and self._gate is None:
-                self._gate = Turnstile(None, self._driver.wake)
+                self._gate = Turnstile(None, self._driver.mailbox.wake)
             attempt = self._open[index] = self._made.get(index, 0) + 1
             return Call(index, attempt, data, config.attempt_timeout, config.memory_limit, config.runs_alone)
 
@@ -318,7 +329,9 @@ class SplitExecution:
                 value = None
             if attempt.operations:
                 self._writes[index] = attempt.operations
-            self._records.add(branch_of(attempt, value))
+            result = branch_of(attempt, value)
+            self._records.add(result)
+            self._events.kept(result)
 
     def _is_recorded(self, index: int, data: bytes | None) -> bool:
         """Return whether a branch was accepted before; its item must be the one it had then."""
@@ -364,21 +377,24 @@ class SplitExecution:
             value = None
         if event.operations:
             self._writes[index] = event.operations
-        if self._records.wants(index, value):
-            self._records.add(
-                BranchResult(
-                    index,
-                    BranchStatus.SUCCEEDED,
-                    value,
-                    None,
-                    event.call.attempt,
-                    _clock.as_utc(event.started),
-                    event.duration,
-                    event.cpu_time,
-                    event.max_rss,
-                )
-            )
-        self._news.append(("branch_finished", index, None, BranchStatus.SUCCEEDED))
+        is_kept = self._records.wants(index, value)
+        if not is_kept and not self._events.is_wanted:
+            self._events.finished(None)
+            return
+        result = BranchResult(
+            index,
+            BranchStatus.SUCCEEDED,
+            value,
+            None,
+            event.call.attempt,
+            _clock.as_utc(event.started),
+            event.duration,
+            event.cpu_time,
+            event.max_rss,
+        )
+        if is_kept:
+            self._records.add(result)
+        self._events.finished(result)
 
     def _take_error(self, event: Finished | Lost, error: TaskError) -> None:
         index = event.call.branch
@@ -388,7 +404,7 @@ class SplitExecution:
             self._fail(index, final_error(config, error), event)
             return
         self._driver.scribe.fail(error, event, is_final=False)
-        self._news.append(("retry", index, error.attempt, error))
+        self._events.retried(error)
         call = event.call
         self._open[index] = call.attempt + 1
         # A retried branch is likely to fail again: nothing should wait behind it.
@@ -410,7 +426,7 @@ class SplitExecution:
         if self._fold is not None:
             self._fold.skip(index)
         self._tally.offer(False)
-        self._news.append(("branch_finished", index, None, status))
+        self._events.finished(result)
 
     # -- the end
 
@@ -422,6 +438,7 @@ class SplitExecution:
         began = None if ran is None else _clock.as_utc(_clock.epoch() - ran)
         result = BranchResult(index, BranchStatus.CANCELLED, attempts=call.attempt, started_at=began, duration=ran)
         self._records.add(result)
+        self._events.killed(result)
         self.cut.append(result)
 
     def _collect(self) -> SplitResult:
@@ -436,7 +453,9 @@ class SplitExecution:
             result = self.result = self._collect()
         if self._tally.verdict is Verdict.SATISFIED:
             return SplitOutcome(self._accepted_writes(result), None, self._is_timeout)
-        return SplitOutcome([], self._join_error(result), self._is_timeout)
+        return SplitOutcome(
+            [], join_error(self._state, self._join, result, is_timeout=self._is_timeout), self._is_timeout
+        )
 
     def _accepted_writes(self, result: SplitResult) -> list[tuple[str, Sequence[Operation]]]:
         writes: list[tuple[str, Sequence[Operation]]] = [
@@ -473,26 +492,3 @@ class SplitExecution:
         cause = error.__cause__ or error
         text = f"state {label(self._state)}: reduce failed on branch {error.index}: {describe_error(cause)}"
         return WorkflowError(text, state=self._state, path=self._path)
-
-    def _join_error(self, result: SplitResult) -> JoinError:
-        strategy = self._join.strategy
-        counts = result.counts
-        total = sum(counts.values())
-        needed = strategy.needed(total)
-        why = f"; it timed out after {self._join.timeout:g} s" if self._is_timeout else ""
-        errors = result.errors
-        listed = "".join(f"\n  {branch.error}" for branch in errors[:3])
-        if counts["failed"] > 3:
-            listed += f"\n  ... and {counts['failed'] - 3} more"
-        error = JoinError(
-            f"state {label(self._state)}: {strategy} needs {needed} of {total} branches to succeed, "
-            f"{counts['succeeded']} did ({counts['failed']} failed, {counts['cancelled']} cancelled)"
-            f"{why}{listed}",
-            state=self._state,
-            result=result,
-        )
-        if self._is_timeout:
-            error.__cause__ = TimeoutError(f"the split's timeout of {self._join.timeout:g} s passed")
-        elif errors:
-            error.__cause__ = errors[0].error
-        return error

@@ -6,11 +6,12 @@ import os
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from canobatch import logs, wire, worker
 from canobatch import segments as shared_memory
-from canobatch import wire, worker
 from canobatch.definition import label
 from canobatch.effects import Placed, dumps, pack, stream_of
 from canobatch.errors import PayloadError
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from canobatch.resources import Resources
     from canobatch.segments import Segments
     from canobatch.snapshot import Layer, Snapshot
+
+
+#: How many places are kept that are no longer the launcher's.
+_PLACES = 8
 
 
 class Shelf:
@@ -155,7 +160,8 @@ class Station:
         #: The version that calls read; held, so that its large values are.
         self._snapshot: tuple[Snapshot, tuple[int, ...]] | None = None
         self._splits: tuple[int, int, list[Data]] | None = None
-        self._place: tuple[tuple[list[str], str], int] | None = None
+        self._place: tuple[tuple[Any, ...], int] | None = None
+        self._old_places: deque[int] = deque()
         shelf.share_resources()
         data = _packed_run(run_id, params)
         shelf.share_mains(data)
@@ -179,10 +185,12 @@ class Station:
         *,
         is_map: bool,
         is_made_here: bool = False,
+        output: tuple[str, int] | None = None,
     ) -> Header:
         """Share what the calls of a visit need and return how they name it.
 
         ``is_made_here``: the tasks were made for this visit, and may be others at the next.
+        ``output``: the directory for what they print, and the number of the visit.
 
         Raises:
             PayloadError: A task cannot be sent to a worker.
@@ -196,7 +204,7 @@ class Station:
             definition = self._shelf.task_set(state, tasks, is_map=is_map)
         version = self._publish(snapshot)
         ended = self._share_splits(splits, splits_version)
-        place = self._share_place()
+        place = self._share_place(None if output is None else (*output, label(state)))
         return Header((place, *self._shelf.needs), self._run, definition, version, ended, deadline)
 
     def need_mains(self, data: Data, header: Header) -> Header:
@@ -207,7 +215,7 @@ class Station:
 
     def close(self) -> None:
         """Drop everything that is this run's own."""
-        numbers = [self._run, *self._made_here.values()]
+        numbers = [self._run, *self._made_here.values(), *self._old_places]
         numbers += [kept[1] for kept in (self._splits, self._place) if kept is not None]
         for lane in self._lanes.values():
             lane.stop()
@@ -234,15 +242,18 @@ class Station:
             self._splits = (version, self._backend.share(worker.SPLITS, data), list(packed.values()))
         return self._splits[1]
 
-    def _share_place(self) -> int:
+    def _share_place(self, output: tuple[str, int, str] | None) -> int:
         try:
             cwd = os.getcwd()
         except OSError:
             cwd = "/"
-        place = ([entry or cwd for entry in sys.path if isinstance(entry, str)], cwd)
+        place = ([entry or cwd for entry in sys.path if isinstance(entry, str)], cwd, logs.levels(), output)
         if self._place is None or self._place[0] != place:
             if self._place is not None:
-                self._backend.forget([self._place[1]])
+                # Calls that wait may still name it.
+                self._old_places.append(self._place[1])
+                if len(self._old_places) > _PLACES:
+                    self._backend.forget([self._old_places.popleft()])
             self._place = (place, self._backend.share(worker.PLACE, wire.pack_body(place)))
         return self._place[1]
 

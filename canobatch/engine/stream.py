@@ -76,7 +76,7 @@ class Session:
     def run(self) -> Any:
         """Pull, process, flush; return the next state."""
         name = f"canobatch-source-{self._driver.run_id}-{label(self._visit.state)}"
-        source = Source(name, self._open, self._driver.wake)
+        source = Source(name, self._open, self._driver.mailbox.wake)
         try:
             with self._crew() as crew:
                 try:
@@ -125,10 +125,11 @@ class Session:
             items = source.take()
             for item in items:
                 crew.submit(item)
+            crew.send()
             source.ask(crew.room())
             self._check_source()
             until = min((at for at in (crew.next_due, self._boundary) if at is not None), default=None)
-            crew.take(self._driver.mail(crew.lane, _clock.monotonic() if items else until))
+            crew.take(self._driver.mailbox.read(crew.lane, _clock.monotonic() if items else until))
 
     def _take(self, outcome: ItemOutcome, crew: Items) -> Any:
         """Put an output into the window; return the state to stop at, if that closed it and stopped."""
@@ -189,6 +190,8 @@ class Session:
         """The source has no more: flush what is left, and close."""
         self._check_source()
         if source.error is not None:
+            # What gave up because the run was cancelled has not failed.
+            self._driver.check()
             if isinstance(source.error, WorkflowError):
                 raise source.error
             raise wrap(source.error, self._visit.where())

@@ -117,7 +117,7 @@ class Visit:
             until = self._deadline
         self.driver.check()
         while _clock.monotonic() < until:
-            self.driver.mail(None, until)
+            self.driver.mailbox.read(None, until)
         if is_late:
             raise self._too_late()
 
@@ -202,7 +202,7 @@ class Visit:
             lane.submit([call])
             event = self.driver.await_outcome(lane, self.state)
         except BaseException:
-            self.is_in_doubt = bool(self.driver.kill(lane))
+            self.is_in_doubt = bool(self.driver.mailbox.kill(lane))
             raise
         if isinstance(event, Finished) and event.succeeded:
             try:
@@ -270,7 +270,9 @@ class Visit:
         with crew:
             while not is_exhausted or not crew.is_idle:
                 began = _clock.monotonic()
-                while not is_exhausted and crew.room() > 0 and _clock.monotonic() - began < _FEED_PATIENCE:
+                room = crew.room()
+                while not is_exhausted and room > 0 and _clock.monotonic() - began < _FEED_PATIENCE:
+                    room -= 1
                     try:
                         item = next(iterator)
                         if crew.submitted in known:
@@ -281,6 +283,7 @@ class Visit:
                         is_exhausted = True
                     except Exception as error:
                         raise self._load_error(error, crew.submitted) from error
+                crew.send()
                 for done in crew.ready():
                     if done.error is not None:
                         driver.emit("item_failed", state=self.state, branch=done.index, detail=done.error)
@@ -290,7 +293,7 @@ class Visit:
                 if not crew.is_idle:
                     # Where there is room, the items are what takes long.
                     has_more = not is_exhausted and crew.room() > 0
-                    crew.take(driver.mail(crew.lane, _clock.monotonic() if has_more else crew.next_due))
+                    crew.take(driver.mailbox.read(crew.lane, _clock.monotonic() if has_more else crew.next_due))
         return results
 
     def _known_items(self) -> dict[int, AttemptRecord]:

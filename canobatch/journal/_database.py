@@ -126,7 +126,9 @@ class RunDatabase:
     def close(self, *, is_whole: bool) -> None:
         """Close the file, as one plain file if all that was given to it is in it."""
         if is_whole:
-            _sqlite.leave_write_ahead_log(self._connection)
+            # Nobody needs a run again that has ended for good.
+            waits = self._values.is_synced or bool(self.facts["is_resumable"])
+            _sqlite.leave_write_ahead_log(self._connection, waits_for_disk=waits)
         self._connection.close()
 
     # -- calls

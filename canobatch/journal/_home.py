@@ -7,8 +7,8 @@
     runs/<run>/run.db          one run
     runs/<run>/values/         its large values
 
-The index is for speed: what it lacks is read from the runs themselves, and what it says of a run that has
-not ended is not believed.
+The index is for speed: it has the runs that ended, so that they need not be opened. All others are read, and
+so are those that it lacks.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ class ValueFiles:
         self._directory = directory
         self._life = life
         self._count = 0
-        self._is_synced = durable == "power"
+        #: Whether what is written is to survive a loss of power.
+        self.is_synced = durable == "power"
         self._is_there = directory.is_dir()
 
     def write(self, data: bytes) -> tuple[str, bytes]:
@@ -49,7 +50,7 @@ class ValueFiles:
         with _sqlite.translated(path):
             if not self._is_there:
                 self._directory.mkdir(mode=0o700, exist_ok=True)
-                if self._is_synced:
+                if self.is_synced:
                     sync_directory(self._directory.parent)
                 self._is_there = True
             _faults.point("journal.file.before")
@@ -62,7 +63,7 @@ class ValueFiles:
                 with suppress(OSError):
                     temporary.unlink()
                 raise
-            if self._is_synced:
+            if self.is_synced:
                 sync_directory(self._directory)
             _faults.point("journal.file.after")
         return name, content_digest(data)
@@ -73,7 +74,7 @@ class ValueFiles:
             rest = memoryview(data)
             while rest:
                 rest = rest[os.write(fd, rest) :]
-            if self._is_synced:
+            if self.is_synced:
                 os.fsync(fd)
         finally:
             os.close(fd)

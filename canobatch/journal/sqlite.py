@@ -7,6 +7,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from canobatch import _clock, _faults, _sqlite
 from canobatch.errors import (
@@ -72,13 +73,7 @@ class SqliteJournal:
         try:
             _faults.point("journal.begin.locked")
             self._clear_the_place(run.run_id, name)
-            owner = _owner.this_process()
-            started = _clock.epoch()
-            home.put(
-                RunSummary(run.run_id, run.workflow, run.version, RunStatus.RUNNING, None, started, None, None, owner)
-            )
-            _faults.point("journal.begin.indexed")
-            database = self._create(run, name, owner, started)
+            database = self._create(run, name)
             _faults.point("journal.begin.done")
             return SqliteRun(home, name, facts_of(database.facts), lock, database)
         except BaseException:
@@ -152,7 +147,7 @@ class SqliteJournal:
             if directory.exists():
                 shutil.rmtree(directory)
 
-    def _create(self, run: NewRun, name: str, owner: Owner, started: float) -> RunDatabase:
+    def _create(self, run: NewRun, name: str) -> RunDatabase:
         home, path = self._home, self._home.database(name)
         with _sqlite.translated(path):
             home.run(name).mkdir(mode=0o700)
@@ -163,7 +158,7 @@ class SqliteJournal:
                 database = RunDatabase(connection, path, ValueFiles(home.run(name) / "values", 1, home.durable), 1)
                 with _sqlite.transaction(connection):
                     _sqlite.migrate(connection, path, COMPONENT, STEPS)
-                    database.apply([(RunDatabase.begin, (run, owner, started))])
+                    database.apply([(RunDatabase.begin, (run, _owner.this_process(), _clock.epoch()))])
                 if home.durable == "power":
                     for directory in (home.run(name), home.runs, home.directory):
                         sync_directory(directory)
@@ -200,8 +195,8 @@ class SqliteJournal:
         values = ValueFiles(home.run(name) / "values", life, home.durable)
         database = loaded.database(connection, path, values, life)
         database.facts, database.params, database.run_digest = raw, params, run_digest
-        # First the index: what it says of a run that has not ended is not believed.
-        home.put(summary_of(facts, RunStatus.RUNNING))
+        # First the index: what it says of a run that has ended is believed.
+        home.forget(name)
         _sqlite.use_write_ahead_log(connection, path, home.durable)
         database.write([(RunDatabase.take_over, (_owner.this_process(), wanted[2]))])
         _faults.point("journal.take.done")
@@ -283,7 +278,9 @@ class SqliteJournal:
             if not self._home.has(name):
                 return None
             if indexed is None:
-                indexed = RunSummary(name, "", 0, RunStatus.DAMAGED, None, 0.0, None, None, Owner(0, 0, "", 0, ""))
+                indexed = RunSummary(
+                    unquote(name), "", 0, RunStatus.DAMAGED, None, 0.0, None, None, Owner(0, 0, "", 0, "")
+                )
             return damaged(indexed, error)
         return None if facts is None else summary_of(facts, status_of(facts, is_held=is_held))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from canobatch import _clock, wire
 from canobatch.pool import _assign
 from canobatch.pool._handle import CUT
+from canobatch.pool.backend import Began
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -107,6 +108,8 @@ class Dispatcher:
         lane.turn = lane.share.turn = next(self._turns)
         assert lane.header is not None
         handle.send_calls(lane.header, calls, self._blobs)
+        if lane.tells_begin:
+            lane.deliver([Began(lane, calls, handle.pid)])
         self._watch(handle, calls)
 
     def refill(self, handle: WorkerHandle) -> None:

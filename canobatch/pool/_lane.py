@@ -38,6 +38,7 @@ class Lane:
         self.header: Header | None = None
         self.limit: int | None = None
         self.may_kill = 0
+        self.tells_begin = False
         self.turn = 0
         self.is_stopped = True
         #: What a stop found begun, kept until every one of its workers is dead.
@@ -49,10 +50,10 @@ class Lane:
         """Whether it could use one more worker."""
         return bool(self.pending) and (self.limit is None or len(self.workers) < self.limit)
 
-    def begin(self, header: Header, limit: int | None, may_kill: int) -> None:
+    def begin(self, header: Header, limit: int | None, may_kill: int, *, tells_begin: bool = False) -> None:
         """Start a visit of the state; see `LaneHandle`."""
         with self._pool.lock:
-            self.header, self.limit, self.may_kill = header, limit, may_kill
+            self.header, self.limit, self.may_kill, self.tells_begin = header, limit, may_kill, tells_begin
             self.is_stopped = False
             self.begun = []
 

@@ -21,7 +21,7 @@ from canobatch.effects import rebuild_error
 from canobatch.errors import ConfigurationError, WorkerLostError
 from canobatch.pool._handle import CUT, DIED, MEMORY, TIMEOUT, WorkerHandle
 from canobatch.pool._keeper import DEAD, HELLO, REFUSED, SPAWNED
-from canobatch.pool.backend import Lost, Progressed, Stopped, deliver
+from canobatch.pool.backend import Logged, Lost, Progressed, Stopped, deliver
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -219,6 +219,10 @@ class Supervisor:
                 call = next((call for at, call in handle.window if at == number), None)
                 if call is not None and handle.lane is not None:
                     events.append(Progressed(handle.lane, call, done, total, message))
+            elif kind == wire.LOG:
+                # Also of one that is being killed.
+                if handle.lane is not None:
+                    events.append(Logged(handle.lane, handle.lane.what, *content))
             elif kind == wire.WANTED:
                 # It is the next call that asks: what was granted before belongs to those that ended.
                 events += self._end_calls(handle, outcomes)

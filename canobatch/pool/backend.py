@@ -52,7 +52,10 @@ class Header(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A worker sent a complete outcome; what is packed in it is unopened."""
+    """A worker sent a complete outcome; what is packed in it is unopened.
+
+    ``output``: where its worker kept what it printed, if it was told to and there was any: file, start, end.
+    """
 
     lane: Any
     call: Call
@@ -63,6 +66,7 @@ class Finished(NamedTuple):
     duration: float
     cpu_time: float
     max_rss: int | None
+    output: tuple[str, int, int] | None = None
 
 
 class Lost(NamedTuple):
@@ -88,6 +92,24 @@ class Progressed(NamedTuple):
     message: str | None
 
 
+class Logged(NamedTuple):
+    """A task logged something; ``what`` names run and state, ``record`` is for `logs.relay`."""
+
+    lane: Any
+    what: tuple[str, Any]
+    branch: int | None
+    attempt: int
+    record: dict[str, Any]
+
+
+class Began(NamedTuple):
+    """Calls were given to the worker with this pid; told only where `LaneHandle.begin` asked for it."""
+
+    lane: Any
+    calls: list[Call]
+    pid: int
+
+
 class Stopped(NamedTuple):
     """Every process of a stopped lane is dead; ``begun`` are the calls that had begun: (call, seconds run)."""
 
@@ -103,7 +125,7 @@ class Broken(NamedTuple):
     error: Exception
 
 
-Event = Finished | Lost | Progressed | Stopped | Broken
+Event = Began | Finished | Logged | Lost | Progressed | Stopped | Broken
 
 
 def deliver(events: Sequence[Event]) -> None:
@@ -115,8 +137,11 @@ def deliver(events: Sequence[Event]) -> None:
 class LaneHandle(Protocol):
     """The calls of one state of one run: a queue of their own, shared workers."""
 
-    def begin(self, header: Header, limit: int | None, may_kill: int) -> None:
-        """Start a visit: at most ``limit`` calls run at a time; up to ``may_kill`` may be cut by its join."""
+    def begin(self, header: Header, limit: int | None, may_kill: int, *, tells_begin: bool = False) -> None:
+        """Start a visit: at most ``limit`` calls run at a time; up to ``may_kill`` may be cut by its join.
+
+        With ``tells_begin`` there is a `Began` event for every call, ahead of all others of it.
+        """
 
     def submit(self, calls: Sequence[Call]) -> None:
         """Queue calls; raises if the pool is closed."""

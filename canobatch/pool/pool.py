@@ -278,7 +278,7 @@ class WorkerPool:
         """Account for finished calls of one worker and give it more."""
         events: list[Event] = []
         lane = handle.lane
-        for number, mode, payload, operations, written, begun, duration, used, peak, retire in outcomes:
+        for number, mode, payload, operations, written, begun, duration, used, peak, output, retire in outcomes:
             call = handle.finish(number)
             if handle.grants:
                 mode, payload, operations = _adopted(handle, mode, payload, operations, written)
@@ -288,7 +288,7 @@ class WorkerPool:
             lane.pace.note(duration)
             if not lane.is_stopped:
                 succeeded = mode == worker.OK
-                events.append(Finished(lane, call, succeeded, payload, operations, begun, duration, used, peak))
+                events.append(Finished(lane, call, succeeded, payload, operations, begun, duration, used, peak, output))
         if self._max_tasks is not None and handle.calls_done >= self._max_tasks:
             handle.is_leaving = True
         if handle.doom is None:

@@ -1,14 +1,14 @@
 """LiveFlow: a flow under a scheduler: what is due, what runs, what waits.
 
 Everything here happens under the scheduler's lock, in steps that the ledger makes whole. When something is due is
-not decided here, but in `flows`. A run is written down first and begins after: `begin_runs` ends each step.
+not decided here, but in `flows`. A run is written down first and made and begun after: `end_step`.
 """
 
 from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from canobatch.errors import (
     FlowTrippedError,
     RunCancelledError,
 )
+from canobatch.scheduler._desk import Start
 from canobatch.scheduler.flows import (
     FlowState,
     FlowStatus,
@@ -34,41 +35,17 @@ from canobatch.scheduler.flows import (
 )
 from canobatch.scheduler.ledger import Claim, FlowRecord, Waiting
 from canobatch.scheduler.schedules import Interval
+from canobatch.workflow import new_run_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from datetime import datetime
 
     from canobatch.engine import Run
-    from canobatch.pool import Backend
-    from canobatch.scheduler.clock import Clock
+    from canobatch.scheduler._desk import Desk
     from canobatch.scheduler.flows import FlowInfo, Missed, Overlap
-    from canobatch.scheduler.ledger import Ledger
-    from canobatch.scheduler.pings import Pinger
     from canobatch.scheduler.spec import FlowSpec
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Desk:
-    """What all flows of a scheduler use.
-
-    Attributes:
-        owner: This process, in words.
-        pool: Gives where runs run.
-        tell: Is given each record once it is written.
-        on_end: Is called in a run's own thread when it has ended.
-    """
-
-    clock: Clock
-    ledger: Ledger
-    pinger: Pinger
-    owner: str
-    pool: Callable[[], Backend]
-    random: Callable[[], float]
-    tell: Callable[[FlowRecord], None]
-    on_end: Callable[[LiveFlow, Run], None]
 
 
 class LiveFlow:
@@ -76,17 +53,19 @@ class LiveFlow:
 
     def __init__(self, spec: FlowSpec, desk: Desk) -> None:
         self.spec = spec
-        #: The runs that have begun and not ended, by id.
-        self.runs: dict[str, Run] = {}
+        #: The runs that have begun and not ended, by id; None within the step that begins one.
+        self.runs: dict[str, Run | None] = {}
         #: The number of its alarm; any other alarm of this flow is void.
         self.alarm = 0
         self._desk = desk
         self._ledger = desk.ledger
         self._states = {label(each): each for each in (*spec.workflow.states, *spec.workflow.exit_states)}
         #: Runs of triggers that wait for their turn, by id.
-        self._triggered: dict[str, Run] = {}
+        self._triggered: dict[str, Start] = {}
         #: Runs that are written down and begin at the end of the step.
-        self._beginning: list[Run] = []
+        self._beginning: list[Start] = []
+        #: What triggers return after their step: the run, or why it could not be made.
+        self._handles: dict[str, Run | Exception] = {}
         self._delay = timedelta(0)
         anchor = self._ledger.enrol(spec.id, str(spec.schedule), desk.clock.now())
         self.schedule = spec.schedule.anchored(anchor)
@@ -95,6 +74,8 @@ class LiveFlow:
         self.is_relative = isinstance(self.schedule, Interval) and self.schedule.mode == "fixed_delay"
         # The anchor of an interval may be a tick itself. Everything up to here is accounted for.
         self._done_until = anchor - timedelta(microseconds=1) if is_interval else anchor
+        #: The same before the step that is under way.
+        self._done_before: datetime | None = None
         self._see_others()
 
     @property
@@ -140,6 +121,7 @@ class LiveFlow:
         """Deal with every tick that has come due."""
         now = self._desk.clock.now()
         spec = self.spec
+        self._done_before = self._done_until
         self._see_others()
         if self.is_relative and not self.runs and self._ledger.is_claimed(self.id):
             # Due when that run has ended.
@@ -169,7 +151,7 @@ class LiveFlow:
             return
         overlap = self._resolve_overlap()
         if overlap.verdict is Verdict.START:
-            self._begin(Waiting(tick))
+            self._begin(self._new_start(self.spec.params), tick)
         elif is_one_of_many:
             # Those that are caught up run one after the other; they are not in each other's way.
             self._wait_for_turn(Waiting(tick))
@@ -218,18 +200,10 @@ class LiveFlow:
         spec = self.spec
         if spec.on_interrupted == "leave" or self.state.refusal(self._desk.clock.now()):
             return
-        try:
-            if spec.on_interrupted == "restart":
-                run = self._make_run(spec.params)
-            else:
-                run = spec.workflow.start_resume(
-                    run_id, pool=self._desk.pool(), where="worker", timeout=spec.timeout, begins=False
-                )
-        except Exception as error:  # noqa: BLE001 - as in `_begin`; the flow goes on with its next tick
-            _log.exception("flow %r could not %s run %s", self.id, spec.on_interrupted, run_id)
-            self._record("failed", run_id=run_id, reason=_text(error))
+        if spec.on_interrupted == "restart":
+            self._begin(self._new_start(spec.params))
         else:
-            self._begin(Waiting(run_id=run.id), run)
+            self._begin(Start(run_id, partial(self._resume, run_id)))
 
     def _release(self) -> None:
         """Give the claim back, if there is one and nothing runs."""
@@ -239,8 +213,8 @@ class LiveFlow:
 
     # -- triggers
 
-    def trigger(self, params: Any) -> Run:
-        """Begin a run by hand, or let it wait, as the overlap policy says.
+    def trigger(self, params: Any) -> str:
+        """Begin a run by hand, or let it wait, as the overlap policy says; return its id.
 
         Raises:
             FlowPausedError: The flow is paused.
@@ -263,15 +237,26 @@ class LiveFlow:
         if overlap.verdict is Verdict.SKIP:
             self.begin_waiting()
             raise self._overlap_error()
-        run = self._make_run(params)
+        start = self._new_start(params, is_triggered=True)
         if overlap.verdict is Verdict.START:
-            self._begin(Waiting(run_id=run.id), run)
+            self._begin(start)
         else:
             self._make_way(overlap)
-            self._triggered[run.id] = run
-            self._wait_for_turn(Waiting(run_id=run.id))
+            self._triggered[start.run_id] = start
+            self._wait_for_turn(Waiting(run_id=start.run_id))
             self.begin_waiting()
-        return run
+        return start.run_id
+
+    def hand_over(self, run_id: str) -> Run:
+        """Return the run of a trigger, after its step; once.
+
+        Raises:
+            Exception: Why it could not be made.
+        """
+        handle = self._handles.pop(run_id)
+        if isinstance(handle, Exception):
+            raise handle
+        return handle
 
     def _overlap_error(self) -> FlowOverlapError:
         runs = f"run {', '.join(self.runs)}" if self.runs else "in another process"
@@ -285,51 +270,84 @@ class LiveFlow:
 
     # -- runs
 
-    def _make_run(self, params: Any) -> Run:
-        spec = self.spec
-        return spec.workflow.start(
-            spec.initial, pool=self._desk.pool(), params=params, where="worker", timeout=spec.timeout, begins=False
-        )
+    def _new_start(self, params: Any, *, is_triggered: bool = False) -> Start:
+        run_id = new_run_id()
+        return Start(run_id, partial(self._make, run_id, params), is_triggered=is_triggered)
 
-    def _begin(self, waiting: Waiting, run: Run | None = None) -> None:
-        """Write down that a run begins; it does when the step has been made."""
-        now = self._desk.clock.now()
-        try:
-            if run is None:
-                run = self._make_run(self.spec.params)
-        except Exception as error:  # noqa: BLE001 - a definition was changed, or parameters are made by others' code
-            _log.exception("flow %r could not begin a run", self.id)
-            self.put_state(self._failed(self.state.begun(now), None, 0.0, error))
-            self._record("failed", tick=waiting.tick, reason=_text(error))
-            self._ping("failure")
-            self._release()
-            return
-        self.put_state(self.state.begun(now))
-        self.runs[run.id] = run
+    def _make(self, run_id: str, params: Any) -> Run:
+        spec = self.spec
+        return spec.workflow.start(spec.initial, run_id=run_id, params=params, **self._settings(run_id))
+
+    def _resume(self, run_id: str) -> Run:
+        return self.spec.workflow.start_resume(run_id, **self._settings(run_id))
+
+    def _settings(self, run_id: str) -> dict[str, Any]:
+        return {
+            "pool": self._desk.pool(),
+            "where": "worker",
+            "timeout": self.spec.timeout,
+            "output": self._ledger.output_of(run_id),
+            "begins": False,
+        }
+
+    def _begin(self, start: Start, tick: datetime | None = None) -> None:
+        """Write down that a run begins; it does at the end of the step."""
+        self._beginning.append(start)
+        self.put_state(self.state.begun(self._desk.clock.now()))
+        self.runs[start.run_id] = start.run
         if self.spec.overlap != "allow":
             token = getattr(self._desk.pool(), "token", "")
-            self._ledger.describe_claim(self.id, Claim(run.id, self._desk.owner, token))
-        self._record("fired", tick=waiting.tick, run_id=run.id)
-        self._beginning.append(run)
+            self._ledger.describe_claim(self.id, Claim(start.run_id, self._desk.owner, token))
+        self._record("fired", tick=tick, run_id=start.run_id)
 
-    def begin_runs(self) -> None:
-        """Begin what the step has written down."""
-        beginning, self._beginning = self._beginning, []
-        for run in beginning:
+    def end_step(self) -> None:
+        """Make and begin what the step has written down; outside of it, as journals write for themselves."""
+        self._done_before = None
+        for start in list(self._triggered.values()):
+            if start.run is None:
+                self._made(start)
+        while self._beginning:
+            start = self._beginning.pop(0)
+            run = start.run or self._made(start)
+            if run is None:
+                continue
+            self.runs[start.run_id] = run
             self._ping("start")
             try:
                 run.begin()
             except RuntimeError:
                 # It has ended with that error; it is taken note of like any other end.
                 _log.exception("flow %r could not begin run %s", self.id, run.id)
-            run.watch(partial(self._desk.on_end, self, run))
+            run.watch(partial(self._desk.on_end, self.id, run))
+
+    def _made(self, start: Start) -> Run | None:
+        """Make a run; None if that fails, which is a failure of the flow."""
+        try:
+            start.run = start.make()
+        except Exception as error:  # noqa: BLE001 - a definition was changed, or parameters are made by others' code
+            _log.exception("flow %r could not begin run %s", self.id, start.run_id)
+            if start.is_triggered:
+                self._handles[start.run_id] = error
+            self._triggered.pop(start.run_id, None)
+            if start.run_id in self.runs:
+                with self._ledger.transaction():
+                    self._note_failure(start.run_id, None, 0.0, error)
+                    self._forget(start.run_id, begins_next=True)
+                self._ping("failure")
+        else:
+            if start.is_triggered:
+                self._handles[start.run_id] = start.run
+        return start.run
 
     def undo(self) -> None:
         """Forget what a step did that was not written down after all."""
-        for run in self._beginning:
-            self.runs.pop(run.id, None)
-            self._abandon(run, "it could not be written down")
+        for start in self._beginning:
+            self.runs.pop(start.run_id, None)
+            if start.run is not None:
+                self._abandon(start.run, "it could not be written down")
         self._beginning = []
+        self._done_until, self._done_before = self._done_before or self._done_until, None
+        self._triggered = {id_: start for id_, start in self._triggered.items() if start.run is not None}
         if not self.runs:
             self._ledger.release(self.id)
 
@@ -345,10 +363,16 @@ class LiveFlow:
                 break
             reason = self.state.refusal(self._desk.clock.now())
             if reason is None or (reason is SkipReason.BACKOFF and waiting.run_id is not None):
-                self._begin(waiting, self._triggered.pop(waiting.run_id or "", None))
+                self._begin_waiting(waiting)
             else:
                 self._drop(waiting, reason)
         self._release()
+
+    def _begin_waiting(self, waiting: Waiting) -> None:
+        if waiting.run_id is None:
+            self._begin(self._new_start(self.spec.params), waiting.tick)
+        elif waiting.run_id in self._triggered:
+            self._begin(self._triggered.pop(waiting.run_id))
 
     def look_after(self) -> None:
         """Clear away what a holder left that is no more, and begin what waits."""
@@ -369,9 +393,9 @@ class LiveFlow:
     def cancel(self, reason: str, *, kills: bool = False) -> None:
         """Cancel what runs here, or do not even wait for compensatable tasks; returns at once."""
         for run in list(self.runs.values()):
-            if kills:
+            if run is not None and kills:
                 run.kill(reason)
-            else:
+            elif run is not None:
                 run.cancel(reason)
 
     def drop_waiting(self, reason: SkipReason, *, only_own: bool = False) -> None:
@@ -381,10 +405,10 @@ class LiveFlow:
 
     def _drop(self, waiting: Waiting, reason: SkipReason) -> None:
         self._skip(waiting.tick, reason, waiting.run_id)
-        run = self._triggered.pop(waiting.run_id or "", None)
-        if run is not None:
+        start = self._triggered.pop(waiting.run_id or "", None)
+        if start is not None and start.run is not None:
             # Whoever waits for it is told.
-            self._abandon(run, f"it waited for its turn in flow {self.id!r}, and was dropped: {reason}")
+            self._abandon(start.run, f"it waited for its turn in flow {self.id!r}, and was dropped: {reason}")
 
     @staticmethod
     def _abandon(run: Run, reason: str) -> None:
@@ -405,21 +429,13 @@ class LiveFlow:
             self.put_state(self.state.cancelled(report.state, report.duration, _text(error), now=now))
             self._record("cancelled", run_id=run.id, state=report.state, reason=_text(error))
         else:
-            self.put_state(self._failed(self.state, report.state, report.duration, error))
-            self._record("failed", run_id=run.id, state=report.state, reason=_text(error))
+            self._note_failure(run.id, report.state, report.duration, error)
         self._ping("success" if error is None else "failure")
-        del self.runs[run.id]
-        if not self.runs:
-            self._ledger.describe_claim(self.id, None)
-        if self.is_relative:
-            self._done_until = now
-        if begins_next:
-            self.begin_waiting()
-        self._release()
+        self._forget(run.id, begins_next=begins_next)
 
-    def _failed(self, state: FlowState, last_state: Any, duration: float, error: BaseException) -> FlowState:
-        return state.failed(
-            last_state,
+    def _note_failure(self, run_id: str, state: Any, duration: float, error: BaseException) -> None:
+        failed = self.state.failed(
+            state,
             duration,
             _text(error),
             now=self._desk.clock.now(),
@@ -427,6 +443,19 @@ class LiveFlow:
             random=self._desk.random,
             pauses=self.spec.pause_on_failure,
         )
+        self.put_state(failed)
+        self._record("failed", run_id=run_id, state=state, reason=_text(error))
+
+    def _forget(self, run_id: str, *, begins_next: bool) -> None:
+        """Let go of a run that has ended, and begin what waits for that."""
+        del self.runs[run_id]
+        if not self.runs:
+            self._ledger.describe_claim(self.id, None)
+        if self.is_relative:
+            self._done_until = self._desk.clock.now()
+        if begins_next:
+            self.begin_waiting()
+        self._release()
 
     # -- what is told
 

@@ -341,7 +341,11 @@ def settle_due(
     if isinstance(schedule, Interval) and schedule.mode == "fixed_delay":
         # Due once, until it has run: there is no grid of ticks that could be missed.
         return Due((first,), None, first)
-    last = _newest(schedule, since, now)
+    following = schedule.next_after(first)
+    is_only = following is None or following > now
+    if is_only and (now - first).total_seconds() <= grace:
+        return Due((first,), None, first)
+    last = first if is_only else _newest(schedule, since, now)
     if policy == "all":
         older = now - timedelta(seconds=max(window, grace), microseconds=1)
         runs = tuple(_until(schedule, max(since, older), now))

@@ -1,9 +1,10 @@
-"""SqliteLedger: the ledger of a home, which all its schedulers share, in tables of their own in ``home.db``.
+"""SqliteLedger: the ledger of a home, which all its schedulers share, in tables of their own in ``flows.db``.
 
 ::
 
-    home.db                    flows, ticks, claims, what waits, records, commands
+    flows.db                   flows, ticks, claims, what waits, records, commands
     locks/flow-<flow>.lock     held by the process that runs the flow: the truth; the claim's row describes it
+    output/<run>/              what the tasks of a run printed
     wake/<scheduler>           a FIFO: a byte in it makes that scheduler look at what is written
 """
 
@@ -89,7 +90,8 @@ class SqliteLedger:
         self._home = Home(Path(directory).absolute(), "process")
         self._home.make()
         self._wakes = self._home.directory / "wake"
-        self._path = self._home.index
+        #: Not the index of runs: a run begins, and is indexed, within a transaction of flows.
+        self._path = self._home.directory / "flows.db"
         self._lock = threading.RLock()
         self._is_in_step = False
         self._wakes_after = False
@@ -112,6 +114,10 @@ class SqliteLedger:
         except BaseException:
             self._connection.close()
             raise
+
+    def output_of(self, run_id: str) -> Path | None:
+        """Return the run's directory below ``output``."""
+        return self._home.directory / "output" / name_of(run_id)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

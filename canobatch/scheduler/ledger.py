@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
+    from pathlib import Path
 
 #: How many records of a flow are kept.
 KEPT = 1000
@@ -88,6 +89,9 @@ class Ledger(Protocol):
 
     def transaction(self) -> AbstractContextManager[None]:
         """Make what is done inside one step."""
+
+    def output_of(self, run_id: str) -> Path | None:
+        """Return the directory for what the tasks of a run print; None: they print where this process does."""
 
     def enrol(self, flow: str, schedule: str, now: datetime) -> datetime:
         """Return when a flow was first started: now, if it never was.
@@ -172,6 +176,10 @@ class MemoryLedger:
         self._last: dict[str, datetime] = {}
         self._waiting: dict[str, deque[Waiting]] = {}
         self._records: dict[str, deque[FlowRecord]] = {}
+
+    def output_of(self, run_id: str) -> Path | None:  # noqa: ARG002 - there is no home to keep it in
+        """Return None."""
+        return None
 
     def transaction(self) -> AbstractContextManager[None]:
         """Do nothing: nobody else looks."""

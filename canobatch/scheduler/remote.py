@@ -9,6 +9,7 @@ from canobatch import _clock
 from canobatch.errors import SchedulerError, UnknownFlowError
 from canobatch.scheduler.flows import FlowInfo, FlowState
 from canobatch.scheduler.home import SqliteLedger
+from canobatch.scheduler.schedules import parse_schedule
 
 if TYPE_CHECKING:
     import os
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from canobatch.scheduler.ledger import FlowRecord
+    from canobatch.scheduler.schedules import Schedule
 
 #: Seconds between two looks for an answer.
 _LOOK = 0.02
@@ -47,6 +49,21 @@ class FlowHome:
             UnknownFlowError: The home has no such flow.
         """
         return self._info(self._known(id))
+
+    def schedule(self, id: str) -> Schedule:
+        """Return when a flow is due, anchored where it was first started.
+
+        Raises:
+            UnknownFlowError: The home has no such flow.
+            ConfigurationError: Its zone is known to its own scheduler only.
+        """
+        text = self._ledger.flows()[self._known(id)]
+        anchor = self._ledger.enrol(id, text, _clock.as_utc(_clock.epoch()))
+        return parse_schedule(text).anchored(anchor)
+
+    def schedules(self) -> dict[str, str]:
+        """Return what all flows say of their schedules, by id."""
+        return self._ledger.flows()
 
     def history(self, id: str, limit: int = 100) -> Sequence[FlowRecord]:
         """Return what happened to a flow, the newest ``limit`` records, oldest first.

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 from canobatch import _clock, _procs
 from canobatch.errors import CanobatchError, SchedulerError, UnknownFlowError
 from canobatch.observe import Event
-from canobatch.scheduler._flow import Desk, LiveFlow
+from canobatch.scheduler._desk import Desk
+from canobatch.scheduler._flow import LiveFlow
 from canobatch.scheduler.flows import FlowState, SkipReason
 from canobatch.scheduler.pings import Pinger
 
@@ -112,8 +113,10 @@ class RunningScheduler:
             ConfigurationError: The parameters do not fit the workflow's.
             SchedulerError: The scheduler has stopped.
         """
-        with self._live_step(id) as flow:
-            return flow.trigger(params)
+        with self._wake:
+            with self._live_step(id) as flow:
+                run_id = flow.trigger(params)
+            return flow.hand_over(run_id)
 
     def status(self, id: str) -> FlowInfo:
         """Describe a flow.
@@ -197,7 +200,7 @@ class RunningScheduler:
             except BaseException:
                 flow.undo()
                 raise
-            flow.begin_runs()
+            flow.end_step()
             if flow.is_relative:
                 self._set_alarm(flow)
             self._wake.notify_all()
@@ -263,7 +266,7 @@ class RunningScheduler:
             self._wake.wait(left)
 
     def _running(self) -> Sequence[tuple[LiveFlow, Run]]:
-        return [(flow, run) for flow in self._flows.values() for run in flow.runs.values()]
+        return [(flow, run) for flow in self._flows.values() for run in flow.runs.values() if run is not None]
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the scheduler has been stopped.
@@ -384,11 +387,14 @@ class RunningScheduler:
                     flow.cancel(f"flow {flow.id!r} was cancelled", kills=command.what == "kill")
         elif not self._is_stopping:
             try:
+                run_id = ""
                 with self._step(command.flow) as flow:
                     if self._ledger.answer(command):
-                        run = flow.trigger(command.params)
-                        self._ledger.answer(command, run_id=run.id)
-            except CanobatchError as error:
+                        run_id = flow.trigger(command.params)
+                        self._ledger.answer(command, run_id=run_id)
+                if run_id:
+                    flow.hand_over(run_id)
+            except Exception as error:  # noqa: BLE001 - parameters come from elsewhere
                 with self._ledger.transaction():
                     self._ledger.answer(command, error=f"{type(error).__name__}: {error}")
 
@@ -404,15 +410,15 @@ class RunningScheduler:
         if at is not None:
             heapq.heappush(self._alarms, (at, flow.alarm, flow))
 
-    def _on_end(self, flow: LiveFlow, run: Run) -> None:
+    def _on_end(self, id: str, run: Run) -> None:
         with self._wake:
             try:
-                with self._step(flow.id):
+                with self._step(id) as flow:
                     flow.on_end(run, begins_next=not self._is_stopping)
             except CanobatchError:
-                _log.exception("the end of run %s of flow %r could not be written down", run.id, flow.id)
-                flow.runs.pop(run.id, None)
-                flow.undo()
+                _log.exception("the end of run %s of flow %r could not be written down", run.id, id)
+                self._flows[id].runs.pop(run.id, None)
+                self._flows[id].undo()
             self._wake.notify_all()
 
     # -- observers

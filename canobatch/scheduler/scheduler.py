@@ -153,6 +153,16 @@ class Scheduler:
         """
         return self._add(id, workflow, initial, Manual(), options)
 
+    def with_home(self, home: str | os.PathLike[str]) -> Scheduler:
+        """Share the flows with other schedulers in ``home``, unless a home was given already."""
+        self._home = home if self._home is None else self._home
+        return self
+
+    @property
+    def home(self) -> str | os.PathLike[str] | None:
+        """Where its flows are shared, or None."""
+        return self._home
+
     def with_observer(self, observer: Observer) -> Scheduler:
         """Tell ``observer`` of every flow that fires or is skipped, as the observers of its workflow are."""
         self._observers.append(observer)
@@ -194,6 +204,11 @@ class Scheduler:
             raise ConfigurationError(f"flow {id!r} is registered already; give this one another id")
         self._specs[id] = spec
         return self
+
+    @property
+    def specs(self) -> tuple[FlowSpec, ...]:
+        """The flows, as they were registered."""
+        return tuple(self._specs.values())
 
     def __len__(self) -> int:
         return len(self._specs)

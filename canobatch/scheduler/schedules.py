@@ -6,6 +6,7 @@ Instants are aware datetimes; those that come out are UTC.
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, Literal, Self
@@ -206,6 +207,25 @@ class Cron(Schedule):
 
     def __str__(self) -> str:
         return f"cron '{self.expression}' in {self.tz}"
+
+
+def parse_schedule(text: str) -> Schedule:
+    """Return the schedule that describes itself by ``text``.
+
+    Raises:
+        ConfigurationError: There is none, or its zone was given as an object that only its own process has.
+
+    Example:
+        >>> print(parse_schedule("cron '0 9 * * *' in Europe/London"))
+        cron '0 9 * * *' in Europe/London
+    """
+    if text == "manual":
+        return Manual()
+    if found := re.fullmatch(r"every (\S+) s, fixed (rate|delay)", text):
+        return Interval(float(found[1]), "fixed_rate" if found[2] == "rate" else "fixed_delay")
+    if found := re.fullmatch(r"cron '(.*)' in (.*)", text):
+        return Cron(found[1], found[2])
+    raise ConfigurationError(f"{text!r} is no schedule that can be told from its text")
 
 
 def _naive(local: datetime) -> datetime:

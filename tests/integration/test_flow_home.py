@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from canobatch import TaskConfig, Workflow
+from canobatch.errors import ConfigurationError
 from canobatch.scheduler import FlowHome, FlowStatus, Scheduler
 from canobatch.scheduler.home import SqliteLedger
 from canobatch.scheduler.ledger import Claim
@@ -26,6 +27,7 @@ from canobatch import WorkerPool, Workflow
 from canobatch.scheduler import Scheduler
 
 home, interval, length, overlap, more = sys.argv[1:6]
+logging.basicConfig(stream=sys.stdout, level=logging.INFO)
 
 def say(text):
     fd = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -52,7 +54,6 @@ with WorkerPool(1, spares=0) as pool:
     pool.warm_up()
     scheduler = Scheduler(home, pool=pool).every("f", workflow, "start", float(interval), overlap=overlap)
     with scheduler.start() as running:
-        print("ready", flush=True)
         running.serve(timeout=20)
 """
 
@@ -82,7 +83,7 @@ def launch(start_script, tmp_path):
     def start(interval, length, overlap="skip", more="", *, waits=True):
         script = start_script(PROGRAM, tmp_path / "home", interval, length, overlap, more)
         if waits:
-            script.wait_for("ready")
+            script.wait_for("serving")
         return script
 
     return start
@@ -102,7 +103,7 @@ def test_several_schedulers_share_the_ticks(launch, log, tmp_path, count):
     """Of 0.2 s ticks each runs exactly once, or is skipped with a reason; none is missing from the grid."""
     scripts = [launch(0.2, 0, waits=False) for _ in range(count)]
     for script in scripts:
-        script.wait_for("ready")
+        script.wait_for("serving")
     await_that(lambda: len(log.lines("end")) >= 12, "twelve bodies should end")
     ended(*scripts)
     with FlowHome(tmp_path / "home") as home:
@@ -189,7 +190,7 @@ def test_a_tick_waits_for_another_process(launch, log, tmp_path):
     """Under queue_one a tick that one process queued runs when the other's body has ended; still no overlap."""
     scripts = [launch(0.3, 0.5, "queue_one", waits=False) for _ in range(2)]
     for script in scripts:
-        script.wait_for("ready")
+        script.wait_for("serving")
     await_that(lambda: len(log.lines("end")) >= 4, "four bodies should end")
     ended(*scripts)
     assert log.lines("OVERLAP") == []
@@ -213,6 +214,83 @@ def test_what_waits_for_a_killed_holder_begins_at_once(launch, log, tmp_path):
         assert run.wait(NEVER) == "done"
         kinds = [record.kind for record in running.history("f")]
     assert kinds == ["fired", "queued", "interrupted", "fired", "finished"]
+
+
+#: A workflow with a journal whose second state ends only when it finds a file; each state leaves a line.
+JOURNALED = """
+import logging, os, sys, time
+from pathlib import Path
+from canobatch import Workflow
+from canobatch.journal import SqliteJournal
+from canobatch.scheduler import Scheduler
+
+place = Path(__file__).parent
+logging.basicConfig(stream=sys.stdout, level=logging.INFO)
+
+def say(text):
+    with open(place / "log", "a") as log:
+        log.write(text + "\\n")
+
+def first(ctx):
+    say(f"first {ctx.run_id} {ctx.params.day}")
+    return "second"
+
+def second(ctx):
+    say(f"second {ctx.run_id} {ctx.params.day}")
+    while not (place / "gate").exists():
+        time.sleep(0.005)
+    return "done"
+
+def scheduler(policy):
+    workflow = Workflow("w", journal=SqliteJournal(place / "home"))
+    workflow.register("first", first).register("second", second).add_exit_state("done")
+    params = {"day": "Monday"}
+    return Scheduler(place / "home").manual("f", workflow, "first", params=params, on_interrupted=policy)
+
+with scheduler(sys.argv[1]).start() as running:
+    if sys.argv[2] == "first":
+        running.trigger("f", {"day": "Friday"})
+    running.serve()
+"""
+
+
+@pytest.mark.parametrize(
+    ("policy", "states"),
+    [
+        ("leave", ["first Friday", "second Friday"]),
+        ("restart", ["first Friday", "second Friday", "first Monday", "second Monday"]),
+        ("resume", ["first Friday", "second Friday", "second Friday"]),
+    ],
+)
+def test_an_interrupted_run_is_left_restarted_or_resumed(start_script, log, tmp_path, policy, states):
+    """The next scheduler leaves it, begins a new run, or goes on from the journal without the recorded state."""
+    path = tmp_path / "journaled.py"
+    path.write_text(JOURNALED)
+    first = start_script(path, policy, "first")
+    await_that(lambda: len(log.lines("second")) == 1, "the second state should be entered")
+    first.process.kill()
+    first.process.wait(NEVER)
+    assert first.survivors(within=3.0) == {}
+    (tmp_path / "gate").touch()
+    second = start_script(path, policy, "second")
+    last = "interrupted" if policy == "leave" else "finished"
+    with FlowHome(tmp_path / "home") as home:
+        await_that(lambda: home.history("f")[-1].kind == last, "it should be dealt with")
+        records = home.history("f")
+    second.wait_for("serving")
+    ended(second)
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [f"{line.split()[0]} {line.split()[2]}" for line in lines] == states
+    runs = {line.split()[1] for line in lines}
+    assert len(runs) == (2 if policy == "restart" else 1)
+    assert [record.kind for record in records][:2] == ["fired", "interrupted"]
+
+
+def test_resume_needs_a_journal():
+    """Without one it is an error at registration."""
+    workflow = Workflow("w").register("start", lambda: "done").add_exit_state("done")
+    with pytest.raises(ConfigurationError, match="needs a workflow with a journal"):
+        Scheduler().manual("f", workflow, "start", on_interrupted="resume")
 
 
 def test_a_reused_pid_is_no_holder(tmp_path):

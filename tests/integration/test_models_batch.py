@@ -105,7 +105,7 @@ def test_what_an_item_raised_last_is_in_its_result(shared_pool):
 
 def test_w14_a_hung_item_is_killed_alone(shared_pool, tmp_path):
     """The attempt timeout bounds one item: it is killed, its siblings are not."""
-    config = TaskConfig(attempt_timeout=SOON)
+    config = TaskConfig(attempt_timeout=3.0)
     run = began(state_of(Batch(("hang", 1), *ok(2, 3), place=tmp_path), config=config), shared_pool)
     assert run.wait(30) == "end"
     assert run.store.get("values") == [None, 20, 30]

@@ -150,6 +150,23 @@ def test_w4_one_task_at_two_states_is_undone_at_both(shared_pool, tmp_path):
     assert read(tmp_path / "book")[3:] == ["undo A A2", "undo B B1", "undo A A0"]
 
 
+def test_a_deep_stack_is_undone_to_its_bottom(shared_pool, tmp_path):
+    """A state that was entered many times is undone as often, the last visit first."""
+
+    class Loop(Deed):
+        def run(self, ctx):
+            ctx.store.add("count")
+            count = ctx.store.get("count")
+            return "A" if count < 40 else "Z", count
+
+        def compensate(self, ctx, output):
+            self.write(output)
+
+    with pytest.raises(TaskError, match="refused"):
+        began(chain(Loop(tmp_path / "book", "A", None)), shared_pool, "A").wait(30)
+    assert read(tmp_path / "book") == [str(n) for n in range(40, 0, -1)]
+
+
 def test_going_to_on_error_undoes_nothing(shared_pool, tmp_path):
     """A failure that the workflow answers is no failure of the run."""
     flow = Workflow("saga").register_with_compensation("A", Deed(tmp_path / "book", "A", "Z"))
@@ -218,7 +235,7 @@ def test_a_dying_and_a_hanging_compensation_stop_none_of_the_others(shared_pool,
     """One that takes its worker along is lost, one that hangs is killed at its attempt timeout."""
     deeds = three(tmp_path / "book", B={"undo": "hang"}, C={"undo": "die"})
     with pytest.raises(CompensationError) as caught:
-        began(chain(*deeds, config=TaskConfig(attempt_timeout=SOON)), shared_pool, "A").wait(30)
+        began(chain(*deeds, config=TaskConfig(attempt_timeout=3.0)), shared_pool, "A").wait(30)
     assert [type(error) for error in caught.value.errors] == [WorkerLostError, TaskTimeoutError]
     assert read(tmp_path / "book")[3:] == ["undo C C", "undo B B", "undo A A"]
 
@@ -227,7 +244,7 @@ def test_the_roll_back_as_a_whole_is_bounded(shared_pool, tmp_path):
     """Past the compensation timeout the running one is killed, and the rest are listed with their outputs."""
     deeds = three(tmp_path / "book", C={"undo": "hang"})
     with pytest.raises(CompensationError) as caught:
-        began(chain(*deeds, compensation_timeout=SOON), shared_pool, "A").wait(30)
+        began(chain(*deeds, compensation_timeout=3.0), shared_pool, "A").wait(30)
     killed, second, first = caught.value.errors
     assert isinstance(killed, TaskTimeoutError)
     assert (second.state, first.state) == ("B", "A")
@@ -319,7 +336,7 @@ def test_if_that_fails_too_both_errors_are_there(config, shared_pool, tmp_path):
 
 @pytest.mark.parametrize(
     ("how", "config"),
-    [("die", WORKER), ("hang", TaskConfig(attempt_timeout=SOON))],
+    [("die", WORKER), ("hang", TaskConfig(attempt_timeout=3.0))],
     ids=["died", "timed out"],
 )
 @pytest.mark.parametrize("declares", [True, False])

@@ -309,7 +309,7 @@ def test_a_hung_item_is_killed_and_skipped(concurrency, shared_pool):
             return super().process_item(ctx, item)
 
     task = Hangs(4, concurrency=concurrency, on_item_error=ErrorPolicy.skip(), window=Count(9))
-    run = began(flow_of(task, config=TaskConfig(attempt_timeout=SOON)), shared_pool)
+    run = began(flow_of(task, config=TaskConfig(attempt_timeout=3.0)), shared_pool)
     assert run.wait(30) == "end"
     assert run.store.get("windows") == [[10, 30, 40]]
     assert "did not end within 3 s" in run.store.get("dead_letters")[0].error
@@ -584,7 +584,7 @@ def test_w13_a_cancel_while_the_source_opens(shared_pool, tmp_path):
             mark(self.place, "opening")
             while not ctx.cancelled:
                 time.sleep(0.001)
-            return []
+            raise InterruptedError("gave up")
 
     run = began(flow_of(Blocks(tmp_path, 0)), shared_pool)
     await_marks(tmp_path, "opening")
@@ -596,7 +596,7 @@ def test_w13_a_cancel_while_the_source_opens(shared_pool, tmp_path):
 
 def test_the_total_timeout_drains_too(shared_pool, tmp_path):
     """It surfaces as the run's timeout, and on_close is told the reason."""
-    run = began(flow_of(Endless(tmp_path, 2, window=Count(9)), total_timeout=SOON), shared_pool)
+    run = began(flow_of(Endless(tmp_path, 2, window=Count(9)), total_timeout=4.0, compensation_timeout=20), shared_pool)
     with pytest.raises(WorkflowTimeoutError):
         run.wait(30)
     assert run.store.get("windows") == [[10, 20]]

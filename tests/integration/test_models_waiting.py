@@ -21,7 +21,7 @@ from canobatch.errors import (
 from canobatch.models import Done, ErrorPolicy, More, Node, Pending, PollTask, Ready, SteppedTask, TimerTask
 from canobatch.workflow import Workflow
 from tests.support.branches import FOREVER
-from tests.support.models import SOON, WORKER, Recorder, began, state_of
+from tests.support.models import WORKER, Recorder, began, state_of
 from tests.support.tasks import assert_works
 from tests.support.watch import Witness, await_that, is_alive
 
@@ -198,6 +198,16 @@ def test_the_total_timeout_cuts_a_long_timer(shared_pool):
     """So does the run's total timeout, as an error of the run."""
     with pytest.raises(WorkflowTimeoutError):
         began(state_of(Sleeper(FOREVER), total_timeout=0.3), shared_pool).wait(30)
+
+
+@EITHER
+def test_a_cancel_ends_a_timer(config, shared_pool):
+    """A timer that waits for long ends at once when its run is cancelled."""
+    run = began(state_of(Sleeper(FOREVER), config=config), shared_pool)
+    await_that(lambda: run.report().state == "S", "the timer should begin")
+    run.cancel("enough")
+    with pytest.raises(RunCancelledError, match="enough"):
+        run.wait(30)
 
 
 class Steps(SteppedTask):
@@ -399,5 +409,5 @@ def test_nothing_of_a_hung_poll_survives_its_timeout(shared_pool, tmp_path):
     """The process of a poll that was timed out is dead."""
     place = tmp_path / "pid"
     with pytest.raises(TaskTimeoutError):
-        began(state_of(Never(place, hang=True), config=TaskConfig(attempt_timeout=SOON)), shared_pool).wait(30)
+        began(state_of(Never(place, hang=True), config=TaskConfig(attempt_timeout=3.0)), shared_pool).wait(30)
     assert not is_alive(int(place.read_text()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -224,15 +225,22 @@ def simple(place, journal, join=None, items=None, work=None, **facts):
     )
 
 
+#: After the transaction that made the first accepted branch durable.
+RECORDED = ("an accepted branch is durable", 1)
+
+
 def interrupt(workflow, points, pool, at, **options):
     """Run until the n-th passing of a named point, and die there."""
     name, number = at
-    seen = []
+    passed = Counter()
 
     def hook(point):
-        if point == name:
-            seen.append(point)
-        if len(seen) >= number:
+        passed[point] += 1
+        if point == "journal.write.before":
+            passed["on its way"] = passed["engine.accept.after"]
+        if point == "journal.write.after" and passed["on its way"]:
+            passed[RECORDED[0]] += 1
+        if passed[name] >= number:
             raise Crash(point)
 
     points(hook)
@@ -299,7 +307,7 @@ def test_interrupted_retries_go_on_counting(shared_pool, tmp_path, points):
             .add_exit_state("DONE")
         )
 
-    # begin's transaction is no write of the writer: the 2nd is that of the first retry.
+    # The 1st write says what the pool's processes carry, the 2nd has the first retry.
     interrupt(flow(), points, shared_pool, ("journal.write.after", 2))
     run = flow().start_resume("r", pool=shared_pool)
     assert run.wait() == "DONE"
@@ -310,7 +318,7 @@ def test_interrupted_retries_go_on_counting(shared_pool, tmp_path, points):
 def test_other_items_are_refused(shared_pool, tmp_path, points):
     """An outcome is not given to another item at its index; the error names state and branch."""
     journal = SqliteJournal(tmp_path / "home")
-    interrupt(simple(tmp_path, journal), points, shared_pool, ("engine.accept.after", 3))
+    interrupt(simple(tmp_path, journal), points, shared_pool, RECORDED)
     with pytest.raises(VersionMismatchError, match=r"'MAP', branch \d: its item is not the one"):
         simple(tmp_path, journal, items=["a", "b", "c", "d"]).resume("r", pool=shared_pool)
     assert simple(tmp_path, journal).resume("r", pool=shared_pool) == "DONE"
@@ -319,9 +327,7 @@ def test_other_items_are_refused(shared_pool, tmp_path, points):
 def test_a_generator_is_read_again_and_recorded_items_are_skipped(shared_pool, tmp_path, points):
     """Items from a generator are matched by index; only what was not recorded runs."""
     journal = SqliteJournal(tmp_path / "home")
-    interrupt(
-        simple(tmp_path, journal, items=lambda ctx: iter(range(50))), points, shared_pool, ("engine.accept.after", 20)
-    )
+    interrupt(simple(tmp_path, journal, items=lambda ctx: iter(range(50))), points, shared_pool, RECORDED)
     recorded = {attempt.branch for attempt in journal.run("r").attempts}
     run = simple(tmp_path, journal, items=lambda ctx: iter(range(50))).start_resume("r", pool=shared_pool)
     assert run.wait() == "DONE"
@@ -421,7 +427,8 @@ def test_a_cancelled_run_is_resumed_if_it_was_kept(shared_pool, tmp_path):
             pass
         return item
 
-    for keep in (True, False):
+    for keep in (True, None, False):
+        (tmp_path / "marks").unlink(missing_ok=True)
         run = simple(tmp_path, journal, work=work).start("MAP", pool=shared_pool, run_id=f"kept {keep}")
         while not marks(tmp_path):
             pass
@@ -429,7 +436,8 @@ def test_a_cancelled_run_is_resumed_if_it_was_kept(shared_pool, tmp_path):
         with pytest.raises(RunCancelledError):
             run.wait()
     (tmp_path / "go").touch()
-    assert simple(tmp_path, journal, work=work).resume("kept True", pool=shared_pool) == "DONE"
+    for keep in (True, None):
+        assert simple(tmp_path, journal, work=work).resume(f"kept {keep}", pool=shared_pool) == "DONE"
     with pytest.raises(RunCancelledError, match="enough"):
         simple(tmp_path, journal, work=work).resume("kept False", pool=shared_pool)
 

@@ -172,7 +172,7 @@ def test_a_rolled_back_run_raises_its_failure_again(tmp_path):
 
 
 def test_a_kept_cancel_undoes_nothing(tmp_path):
-    """cancel(keep=True) leaves the deeds in effect and the run resumable; a plain cancel undoes them."""
+    """cancel(keep=True) leaves the deeds in effect and the run resumable; any other cancel undoes them."""
     journal = SqliteJournal(tmp_path / "home")
 
     def ship(ctx):
@@ -182,7 +182,7 @@ def test_a_kept_cancel_undoes_nothing(tmp_path):
                 return "DONE"
         raise InterruptedError
 
-    for keep in (True, False):
+    for keep in (True, False, None):
         before = marks(tmp_path)["ship"]
         run = saga(tmp_path, journal, ship).start("RESERVE", run_id=f"kept {keep}")
         while marks(tmp_path)["ship"] == before:
@@ -190,14 +190,15 @@ def test_a_kept_cancel_undoes_nothing(tmp_path):
         run.cancel("enough", keep=keep)
         with pytest.raises(RunCancelledError):
             run.wait()
-        assert marks(tmp_path)["undo reserve reserve"] == (not keep)
+        assert marks(tmp_path)["undo reserve reserve"] == {True: 0, False: 1, None: 2}[keep]
     (tmp_path / "go").touch()
     run = saga(tmp_path, journal, ship).start_resume("kept True")
     assert run.wait() == "DONE"
     assert run.store.get("deeds") == ["reserve"]
-    with pytest.raises(RunCancelledError, match="enough"):
-        saga(tmp_path, journal, ship).resume("kept False")
-    assert marks(tmp_path)["do reserve"] == 2
+    for keep in (False, None):
+        with pytest.raises(RunCancelledError, match="enough"):
+            saga(tmp_path, journal, ship).resume(f"kept {keep}")
+    assert marks(tmp_path)["do reserve"] == 3
 
 
 def test_what_failed_to_be_undone_is_tried_again(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 from canobatch import JoinConfig, JoinStrategy, RunCancelledError, Task, TaskConfig, TaskError, Workflow
 from canobatch.errors import SchedulerError, WorkflowTimeoutError
+from canobatch.models import CompensatableTask
 from canobatch.scheduler import FlowStatus, Scheduler
 from tests.support.losers import Loser
 from tests.support.watch import NEVER, Scene, Witness, await_that, is_alive
@@ -150,6 +151,81 @@ def test_what_ignores_everything_is_dead_when_stop_returns(shared_pool, tmp_path
         run.wait(0)
 
 
+class Deed(CompensatableTask):
+    """Leaves a file when it is done, and another one when it is undone; waits for a third while it runs."""
+
+    compensates_in_doubt = True
+
+    def __init__(self, place: Path, following: str, gate: str = "") -> None:
+        self.place, self.following, self.gate = str(place), following, gate
+
+    def run(self, ctx):
+        Path(self.place, "begun").touch()
+        while self.gate and not Path(self.place, self.gate).exists():
+            time.sleep(0.005)
+        Path(self.place, "done").touch()
+        return self.following, "output"
+
+    def compensate(self, ctx, output):
+        Path(self.place, "undone").write_text(str(output))
+
+
+def test_what_was_done_is_undone_when_stop_returns(shared_pool, tmp_path, witness):
+    """A deed, then a task that ignores everything: dead when stop returns, and the deed has been compensated."""
+    workflow = (
+        Workflow("saga")
+        .register_with_compensation("deed", Deed(tmp_path, "stubborn"))
+        .register("stubborn", Stubborn(tmp_path))
+        .add_exit_state("done")
+    )
+    running = Scheduler(pool=shared_pool).manual("f", workflow, "deed").start()
+    running.trigger("f", {"name": "a"})
+    witness.scene.await_runs("a")
+    # As after an error in a with block: cancelled at once, with time to roll back.
+    running._stop(time.monotonic(), time.monotonic() + NEVER)
+    assert witness.survivors() == []
+    assert (tmp_path / "undone").read_text() == "output"
+    assert running.status("f").status is FlowStatus.IDLE
+
+
+def test_a_deed_that_does_not_end_is_killed_before_stop_returns(shared_pool, tmp_path):
+    """A cancel waits for it for ever; shortly before the deadline it is killed, and undone in doubt."""
+    workflow = Workflow("saga").register_with_compensation("deed", Deed(tmp_path, "done", "gate"))
+    running = Scheduler(pool=shared_pool).manual("f", workflow.add_exit_state("done"), "deed").start()
+    run = running.trigger("f")
+    await_that((tmp_path / "begun").exists, "the deed should begin")
+    running._stop(time.monotonic(), time.monotonic() + 10.0)
+    with pytest.raises(RunCancelledError):
+        run.wait(0)
+    assert (tmp_path / "undone").read_text() == "None"
+    assert not (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize(("policy", "is_done"), [("cancel_old", True), ("kill_old", False)])
+def test_a_deed_is_waited_for_or_killed(shared_pool, tmp_path, policy, is_done):
+    """cancel_old lets a deed come to its end, and undoes it; kill_old cuts it short, and undoes it in doubt."""
+    workflow = (
+        Workflow("saga")
+        .register("turn", lambda ctx: "deed" if hasattr(ctx.params, "deed") else "done")
+        .register_with_compensation("deed", Deed(tmp_path, "after", "gate"))
+        .register("after", lambda: "done")
+        .add_exit_state("done")
+    )
+    with Scheduler(pool=shared_pool).manual("f", workflow, "turn", overlap=policy).start() as running:
+        old = running.trigger("f", {"deed": True})
+        await_that((tmp_path / "begun").exists, "the deed should begin")
+        new = running.trigger("f")
+        if is_done:
+            with pytest.raises(TimeoutError):
+                new.wait(0.3)
+            (tmp_path / "gate").touch()
+        assert new.wait(NEVER) == "done"
+        with pytest.raises(RunCancelledError):
+            old.wait(NEVER)
+    assert (tmp_path / "done").exists() is is_done
+    assert (tmp_path / "undone").read_text() == ("output" if is_done else "None")
+
+
 def test_a_run_in_time_is_not_cancelled_by_a_stop(shared_pool, tmp_path):
     """What ends within the time that stop is given has finished."""
     (tmp_path / "gate").touch()
@@ -207,7 +283,6 @@ with WorkerPool(1) as pool:
     with Scheduler(pool=pool).every_hours("f", workflow, "start", 1).start() as running:
         while not Path("begun").exists():
             time.sleep(0.005)
-        print("ready", flush=True)
         number = running.serve(timeout=float(sys.argv[1]))
         print("stopped by", number, [record.kind for record in running.history("f")], flush=True)
 """
@@ -217,7 +292,7 @@ with WorkerPool(1) as pool:
 def test_a_signal_lets_runs_come_to_their_end(start_script, tmp_path, number):
     """The run finishes, serve returns the signal, and the program goes on to its own end."""
     script = start_script(SERVER, 60)
-    script.wait_for("ready")
+    script.wait_for("serving")
     script.process.send_signal(number)
     (tmp_path / "gate").touch()
     assert script.process.wait(NEVER) == 0
@@ -228,7 +303,7 @@ def test_a_signal_lets_runs_come_to_their_end(start_script, tmp_path, number):
 def test_a_signal_kills_what_does_not_end_in_time(start_script):
     """After the time that it was given, the run is cancelled and nothing of it is left."""
     script = start_script(SERVER, 0.2)
-    script.wait_for("ready")
+    script.wait_for("serving")
     script.process.send_signal(signal.SIGTERM)
     assert script.process.wait(NEVER) == 0
     assert "['fired', 'cancelled']" in script.stdout
@@ -238,7 +313,7 @@ def test_a_signal_kills_what_does_not_end_in_time(start_script):
 def test_a_second_signal_kills_at_once(start_script):
     """The process dies of it, long before the time is over, and takes everything along."""
     script = start_script(SERVER, 600)
-    script.wait_for("ready")
+    script.wait_for("serving")
     script.process.send_signal(signal.SIGTERM)
     # The kernel merges two that are pending.
     script.wait_for("stopping at signal")

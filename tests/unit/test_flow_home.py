@@ -385,17 +385,63 @@ def test_a_running_flow_is_not_forgotten(node, body, home):
         assert shared.list() == []
 
 
+# -- what cannot be written down
+
+
+def broken(*args, **kwargs):
+    """Stands for a disk that is full."""
+    raise JournalError("no space left", reason="full")
+
+
+def test_a_tick_that_cannot_be_written_down_is_tried_again(node, body, monkeypatch, caplog):
+    """Nothing runs that is not on disk; five seconds later the same tick does."""
+    a = node(minutely(body, start="after_interval"))
+    with monkeypatch.context() as patch:
+        patch.setattr(a.running._ledger, "record", broken)
+        a.clock.advance(60)
+        assert body.started == 0
+    assert "could not be looked after" in caplog.text
+    a.clock.advance(5)
+    await_idle(a, body, 1)
+    assert told(a, "fired", "skipped") == [(60, "fired", "")]
+    assert a.status("f").run_count == 1
+
+
+def test_a_trigger_that_cannot_be_written_down_is_an_error(node, body, monkeypatch):
+    """The flow is as it was, also for another scheduler, and can be triggered again."""
+    a, b = node(manual(body)), node(manual(body))
+    with monkeypatch.context() as patch:
+        patch.setattr(a.running._ledger, "record", broken)
+        with pytest.raises(JournalError):
+            a.trigger("f")
+    assert (body.started, a.status("f").status, a.status("f").run_count) == (0, FlowStatus.IDLE, 0)
+    assert b.trigger("f").wait(NEVER) == "done"
+    assert a.trigger("f").wait(NEVER) == "done"
+
+
+def test_an_end_that_cannot_be_written_down_strands_no_flow(node, body, monkeypatch):
+    """The run has ended for whoever waits for it, and the next one runs."""
+    a = node(manual(body))
+    body.gate.clear()
+    run = a.trigger("f")
+    with monkeypatch.context() as patch:
+        patch.setattr(a.running._ledger, "record", broken)
+        body.gate.set()
+        assert run.wait(NEVER) == "done"
+    assert a.trigger("f").wait(NEVER) == "done"
+
+
 # -- what cannot be a home
 
 
 def test_a_file_that_is_no_database_is_left_alone(home, body):
-    """A home.db of something else is an error that names it, and is not touched."""
+    """A flows.db of something else is an error that names it, and is not touched."""
     home.mkdir()
-    (home / "home.db").write_bytes(b"not a database at all, but 64 bytes or more of something else entirely")
-    before = (home / "home.db").read_bytes()
-    with pytest.raises(JournalError, match=r"home\.db"):
+    (home / "flows.db").write_bytes(b"not a database at all, but 64 bytes or more of something else entirely")
+    before = (home / "flows.db").read_bytes()
+    with pytest.raises(JournalError, match=r"flows\.db"):
         Scheduler(home).manual("f", body.workflow, "start").start()
-    assert (home / "home.db").read_bytes() == before
+    assert (home / "flows.db").read_bytes() == before
 
 
 def test_a_home_that_cannot_be_made_is_an_error(tmp_path, body):

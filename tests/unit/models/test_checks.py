@@ -215,7 +215,7 @@ def test_an_impossible_compensation_timeout_is_refused(seconds):
 )
 def test_how_long_a_roll_back_may_take(options, grace):
     """What was said; else half of the total timeout, at most 30 s; else as long as it takes."""
-    assert Workflow("test", **options)._definition.grace == grace
+    assert Workflow("test", **options).definition.grace == grace
 
 
 def test_the_graph_knows_where_models_go():

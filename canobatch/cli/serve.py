@@ -1,0 +1,123 @@
+"""``serve``: a scheduler in the foreground, until a signal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from canobatch import _procs
+from canobatch.cli import exits, text
+from canobatch.cli.command import command, home_option, target_argument
+from canobatch.cli.place import home_of
+from canobatch.cli.streams import data_stream
+from canobatch.cli.types import DURATION
+
+if TYPE_CHECKING:
+    from canobatch.observe import Event
+
+_log = logging.getLogger("canobatch.serve")
+
+#: A reload would have to change flows under runs that go on.
+_NO_RELOAD = "a reload is not possible while flows run; restart instead: another serve may take over meanwhile"
+
+
+@command(
+    "serve",
+    epilog="""
+    canobatch serve flows.py
+    canobatch serve flows.py:make_scheduler --drain 2m
+    canobatch serve flows.py --log-format json 2>> flows.log
+    """,
+)
+@target_argument
+@click.option("--drain", type=DURATION, default="30", help="How long what runs may take after a signal. Default: 30.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of stderr.")
+@home_option
+@click.pass_context
+def serve_command(ctx: click.Context, target: str, drain: float, log_format: str) -> None:
+    """Run the scheduler TARGET until SIGTERM or Ctrl-C.
+
+    Then no run begins any more; what runs may come to its end, is cancelled and rolled back shortly before the time
+    for it is over, and killed after. A second signal ends everything at once. Any number of these may serve the same
+    flows in the same home: each tick runs once. Tells systemd when it is ready.
+    """
+    from canobatch.cli.home import Home  # noqa: PLC0415 - not to show a help
+    from canobatch.cli.target import load_target, scheduler_kind  # noqa: PLC0415
+
+    _log_to_stderr(log_format)
+    with data_stream():
+        scheduler = load_target(target, scheduler_kind())
+        home = Home(home_of(ctx))
+        scheduler.with_home(home.directory).with_observer(_FlowLog())
+        for workflow in {id(spec.workflow): spec.workflow for spec in scheduler.specs}.values():
+            if workflow.journal is None:
+                workflow.with_journal(home.journal)
+        with _procs.signals_told([signal.SIGHUP], lambda _: _log.warning(_NO_RELOAD), times=sys.maxsize):
+            running = scheduler.start()
+            notify(f"READY=1\nSTATUS={text.plural(len(scheduler), 'flow')}")
+            _log.info("serving %s from %s in %s", text.plural(len(scheduler), "flow"), target, scheduler.home)
+            try:
+                number = running.serve(drain)
+            finally:
+                notify("STOPPING=1")
+        _log.info("stopped")
+    if number is not None:
+        ctx.exit(exits.code_of_signal(number))
+
+
+class _FlowLog:
+    """An observer that logs what happens to flows."""
+
+    def on_event(self, event: Event) -> None:
+        """Take one event."""
+        record: Any = event.detail
+        if event.kind == "flow_fired":
+            _log.info("flow %s: run %s begins", record.flow, record.run_id)
+        elif event.kind == "flow_skipped":
+            _log.warning("flow %s: skipped: %s", record.flow, record.reason)
+
+
+class _JsonLines(logging.Formatter):
+    """A line of JSON for each record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        import json  # noqa: PLC0415 - only where it is asked for
+
+        from canobatch import _clock  # noqa: PLC0415
+
+        facts = {
+            "time": _clock.as_utc(record.created).isoformat(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            facts["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(facts, ensure_ascii=False)
+
+
+def _log_to_stderr(log_format: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(_JsonLines() if log_format == "json" else plain)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def notify(state: str) -> None:
+    """Tell systemd, where it asked for that."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.connect(address)
+        channel.sendall(state.encode())

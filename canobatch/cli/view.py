@@ -1,0 +1,176 @@
+"""Views: how a run's progress is shown; a live screen on a terminal, else a line now and then."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+import click
+
+from canobatch import _clock, _procs
+from canobatch.cli import text
+
+if TYPE_CHECKING:
+    from canobatch.cli.progress import Progress, Visit
+    from canobatch.pool import WorkerPool
+
+#: Seconds between two lines where there is no live screen.
+_SECONDS_PER_LINE = 5.0
+
+
+class View(Protocol):
+    """Shows a run until it is closed. All of it is called by one thread."""
+
+    #: Seconds after which it wants to be updated.
+    interval: float
+
+    def update(self) -> None:
+        """Show how things stand."""
+
+    def note(self, line: str) -> None:
+        """Show a line that stays."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+def make_view(progress: Progress, pool: WorkerPool, title: str) -> View:
+    """Return the view for standard error."""
+    if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        return LiveView(progress, pool, title, sys.stderr)
+    return LineView(progress, pool)
+
+
+class LineView:
+    """A line every few seconds, and one at once for the first state."""
+
+    interval = 0.5
+
+    def __init__(self, progress: Progress, pool: WorkerPool) -> None:
+        self._progress = progress
+        self._pool = pool
+        self._due = 0.0
+
+    def update(self) -> None:
+        """Write a line if it is time."""
+        now = _clock.monotonic()
+        if now >= self._due and self._progress.visits:
+            self._due = now + _SECONDS_PER_LINE
+            visit = self._progress.visits[-1]
+            parts = [visit.state, *describe(visit, now), *workers_text(self._pool)]
+            self.note(f"{text.duration(now - self._progress.began):>6}  {text.one_line(' · '.join(parts), 200)}")
+
+    def note(self, line: str) -> None:
+        """Write a line."""
+        click.echo(line, err=True)
+
+    def close(self) -> None:
+        """Do nothing: every line stands as it is."""
+
+
+class LiveView:
+    """States with their marks, a bar for a split, and what the workers take; redrawn in place."""
+
+    interval = 0.1
+
+    def __init__(self, progress: Progress, pool: WorkerPool, title: str, stream: IO[str]) -> None:
+        from rich.console import Console  # noqa: PLC0415 - only where there is a terminal
+        from rich.live import Live  # noqa: PLC0415
+        from rich.spinner import Spinner  # noqa: PLC0415
+
+        self._progress = progress
+        self._pool = pool
+        self._title = title
+        self._spinner: Any = Spinner("dots")
+        self._workers: list[str] = []
+        self._workers_due = 0.0
+        console = Console(file=stream, highlight=False)
+        # No thread of its own: it is drawn when we say so.
+        self._live = Live(self._picture(), console=console, auto_refresh=False, transient=True)
+        self._live.start()
+
+    def update(self) -> None:
+        """Draw it again."""
+        self._live.update(self._picture(), refresh=True)
+
+    def note(self, line: str) -> None:
+        """Write a line above it."""
+        self._live.console.print(line, markup=False)
+
+    def close(self) -> None:
+        """Take it away; what comes after it says it all."""
+        self._live.stop()
+
+    def _picture(self) -> Any:
+        from rich.console import Group  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        now = _clock.monotonic()
+        progress = self._progress
+        grid = Table.grid(padding=(0, 2))
+        hidden = progress.count - len(progress.visits)
+        if hidden:
+            grid.add_row("", f"… {text.plural(hidden, 'state')} before")
+        for visit in progress.visits:
+            grid.add_row(self._mark(visit, now), *self._cells(visit, now))
+        if now >= self._workers_due:
+            # Memory is read from /proc of every worker and what it started.
+            self._workers, self._workers_due = workers_text(self._pool), now + 1.0
+        elapsed = text.duration(now - progress.began)
+        head = Text(f"{self._title}  {elapsed}", style="bold", no_wrap=True, overflow="ellipsis")
+        return Group(head, grid, Text("  " + " · ".join(self._workers), style="dim"))
+
+    def _mark(self, visit: Visit, now: float) -> Any:
+        from rich.text import Text  # noqa: PLC0415
+
+        return Text("✓", style="green") if visit.ended is not None else self._spinner.render(now)
+
+    def _cells(self, visit: Visit, now: float) -> tuple[Any, ...]:
+        from rich.progress_bar import ProgressBar  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        name = Text(text.one_line(visit.state, 30))
+        total, done = _extent(visit)
+        bar = "" if not total else ProgressBar(total=total, completed=done, width=24)
+        return name, bar, Text(" · ".join(describe(visit, now)), no_wrap=True, overflow="ellipsis")
+
+
+def _extent(visit: Visit) -> tuple[float | None, float]:
+    if visit.split is not None:
+        return visit.split.total, visit.split.ended
+    return (visit.said[1], visit.said[0]) if visit.said else (None, 0)
+
+
+def describe(visit: Visit, now: float) -> list[str]:
+    """Return what is to be said of a visit, in parts."""
+    parts = []
+    if visit.split is not None:
+        parts.append(visit.split.counts())
+        end = now if visit.ended is None else visit.ended
+        rate = visit.split.rate(end)
+        if rate is not None:
+            parts.append(f"{rate:,.3g}/s" if rate < 100 else f"{rate:,.0f}/s")
+        remaining = visit.split.remaining(now)
+        if visit.ended is None and remaining:
+            parts.append(f"{text.duration(remaining)} left")
+    elif visit.said is not None:
+        done, total, message = visit.said
+        parts.append(f"{done:g}" if total is None else f"{done:g}/{total:g}")
+        if message:
+            parts.append(text.one_line(str(message)))
+    if visit.retries:
+        parts.append(text.plural(visit.retries, "retry"))
+    if visit.ended is not None:
+        parts.append(text.duration(visit.ended - visit.began))
+    return parts
+
+
+def workers_text(pool: WorkerPool) -> list[str]:
+    """Return how busy a pool is, and what memory its workers take."""
+    workers = pool.workers
+    if not workers:
+        return []
+    memory = sum(_procs.anonymous_memory(worker.pid) for worker in workers)
+    return [f"{sum(worker.busy for worker in workers)}/{len(workers)} workers busy", text.size(memory)]

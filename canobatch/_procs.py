@@ -30,7 +30,7 @@ _CAP_SYS_NICE = 23
 TOKEN = "CANOBATCH_TOKEN"  # noqa: S105 - not a secret, a mark
 
 #: Signals that a terminal or a service manager sends to a whole group.
-GROUP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+GROUP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP})
 
 #: Children of this process that are the library's own: a nested pool's keeper outlives the task.
 kept_children: set[int] = set()
@@ -68,7 +68,7 @@ def prefer_for_oom() -> None:
 
 @contextmanager
 def group_signals_blocked() -> Iterator[None]:
-    """Block SIGINT, SIGTERM and SIGHUP in this thread; what is started meanwhile inherits that."""
+    """Block these signals in this thread; what is started meanwhile inherits that."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
         yield
@@ -77,7 +77,7 @@ def group_signals_blocked() -> Iterator[None]:
 
 
 def ignore_group_signals() -> None:
-    """Take SIGINT, SIGTERM and SIGHUP with a handler that does nothing.
+    """Take these signals with a handler that does nothing.
 
     Not SIG_IGN: that would be inherited by what the task starts.
     """

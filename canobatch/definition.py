@@ -37,6 +37,15 @@ def label(state: Any) -> str:
         return f"<{type(state).__name__}>"
 
 
+class _Later:
+    def __repr__(self) -> str:
+        return "LATER"
+
+
+#: What items may yield that have none now and may have one soon: they are asked again, and nothing waits for them.
+LATER = _Later()
+
+
 @dataclass(slots=True)
 class Single:
     """One task for a state."""

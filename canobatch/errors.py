@@ -101,8 +101,8 @@ class TargetError(ConfigurationError):
         target: As it was given.
     """
 
-    def __init__(self, message: str, *, target: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, message: str, problems: Sequence[str] = (), *, target: str = "") -> None:
+        super().__init__(message, problems)
         self.target = target
 
 

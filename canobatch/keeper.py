@@ -244,6 +244,9 @@ def main(control: int, launcher: int, max_workers: int, threads_per_worker: int)
     """
     _limit_threads(max_workers, threads_per_worker)
     signal.pthread_sigmask(signal.SIG_BLOCK, _procs.GROUP_SIGNALS)
+    for number in _procs.GROUP_SIGNALS:
+        # loky's trackers let some of them through, and one may have come before this process had its own session.
+        signal.signal(number, lambda *_: None)
     # A launcher that ignores SIGCHLD hands that on, and the kernel would throw the exit statuses away.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _procs.become_subreaper()

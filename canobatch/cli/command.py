@@ -143,7 +143,7 @@ def home_option(command: _F) -> _F:
     return click.option(
         "--home",
         type=click.Path(file_okay=False, path_type=Path),
-        envvar="CANOBATCHHOME",
+        envvar="CANOBATCH_HOME",
         show_envvar=True,
         expose_value=False,
         is_eager=True,

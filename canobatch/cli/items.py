@@ -10,14 +10,13 @@ from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from canobatch.cli.text import one_line
+from canobatch.definition import LATER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from canobatch.observe import Event
 
-#: Seconds after which a reader that waits for input looks whether it is still wanted.
-_PATIENCE = 0.2
 _CHUNK = 1 << 16
 
 
@@ -33,18 +32,21 @@ class Items:
     Args:
         stream: Where lines come from, in bytes.
         is_json: Whether each line is JSON.
-        is_unwanted: Says that nobody waits for more.
     """
 
-    def __init__(self, stream: IO[bytes], *, is_json: bool, is_unwanted: Callable[[], bool]) -> None:
+    def __init__(self, stream: IO[bytes], *, is_json: bool) -> None:
         self._stream = stream
         self._is_json = is_json
-        self._is_unwanted = is_unwanted
         self._open: dict[int, str] = {}
         self.count = 0
 
     def __iter__(self) -> Iterator[Any]:
-        for number, line in enumerate(self._lines(), 1):
+        number = 0
+        for line in self._lines():
+            if line is LATER:
+                yield LATER
+                continue
+            number += 1
             text = line.decode("utf-8", "surrogateescape")
             if self._is_json:
                 if not text.strip():
@@ -59,12 +61,13 @@ class Items:
             self.count += 1
             yield item
 
-    def _lines(self) -> Iterator[bytes]:
-        """Return lines; a pipe whose writer takes its time must not keep a cancelled run from its end."""
+    def _lines(self) -> Iterator[Any]:
+        """Yield lines, and LATER while a pipe has none: results must not wait for whoever writes it."""
         rest = b""
         while True:
-            if not self._await_input():
-                return
+            if not self.await_more(0.0):
+                yield LATER
+                continue
             chunk = self._read()
             if not chunk:
                 if rest:
@@ -80,16 +83,14 @@ class Items:
         chunk: bytes = read(_CHUNK)
         return chunk
 
-    def _await_input(self) -> bool:
+    def await_more(self, timeout: float | None = None) -> bool:
+        """Wait until there is something to read, be it the end; returns whether there is."""
         try:
             descriptor = self._stream.fileno()
         except (OSError, ValueError):
             return True
-        while not self._is_unwanted():
-            # A file is always ready.
-            if select.select([descriptor], [], [], _PATIENCE)[0]:
-                return True
-        return False
+        # A file is always ready.
+        return bool(select.select([descriptor], [], [], timeout)[0])
 
     def ended(self, index: int) -> str:
         """Return what a branch was given, and forget it."""

@@ -14,7 +14,7 @@ import click
 
 from canobatch import _procs
 from canobatch.cancel import CancelToken
-from canobatch.cli import exits, summary
+from canobatch.cli import exits, summary, text
 from canobatch.cli.command import Failure, colour, say
 from canobatch.cli.home import Bell
 from canobatch.cli.progress import Progress
@@ -213,7 +213,14 @@ class Settings:
 
     def limits(self, run_id: str) -> dict[str, Any]:
         """Return what is said of every run that is launched; what its tasks print is kept where it is remembered."""
-        output = None if self.home is None else self.home.output(run_id)
+        output = None
+        if self.home is not None:
+            output = self.home.output(run_id)
+            try:
+                output.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                what = f"the home {self.home.directory} cannot be used: {error.strerror}; give another with --home"
+                raise Failure(what) from error
         return {"where": "worker", "timeout": self.timeout, "output": output}
 
 
@@ -279,7 +286,8 @@ def fail_if(ended: Ended) -> None:
     error = ended.error
     if error is not None:
         own = str(error) if isinstance(error, CanobatchError) else f"{type(error).__name__}: {error}"
-        raise Failure(own, ended.code) from error
+        # Failed branches have been listed before.
+        raise Failure(text.one_line(own.partition("\n")[0], 1000), ended.code) from error
 
 
 def report_end(ended: Ended, data: IO[str], *, as_json: bool) -> None:

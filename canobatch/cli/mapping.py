@@ -144,7 +144,7 @@ def run_map(
         function = load_target(target, function_kind())
         token = CancelToken()
         with open_input(options.source) as stream:
-            items = Items(stream, is_json=options.is_json, is_unwanted=lambda: token.is_cancelled)
+            items = Items(stream, is_json=options.is_json)
             output = Output(data, is_json=options.is_json)
             workflow = _workflow(target, function, items, output, options)
             workflow.validate()
@@ -240,12 +240,16 @@ def _join_config(join: tuple[str, Any], output: Output) -> JoinConfig:
 
 def _show_plan(workflow: Workflow, items: Items, data: IO[str]) -> None:
     from canobatch.cli.plan import as_text  # noqa: PLC0415
+    from canobatch.definition import LATER  # noqa: PLC0415
 
     click.echo(as_text(workflow, _MAP, None, None), file=data)
-    for index, _ in enumerate(items):
-        given = items.ended(index)
-        if index < 3:
-            click.echo(f"input {index + 1}: {given}", file=data)
+    for item in items:
+        if item is LATER:
+            items.await_more()
+            continue
+        given = items.ended(items.count - 1)
+        if items.count <= 3:
+            click.echo(f"input {items.count}: {given}", file=data)
     click.echo(f"{items.count:,} inputs", file=data)
 
 

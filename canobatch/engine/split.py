@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from canobatch import _clock
-from canobatch.definition import label
+from canobatch.definition import LATER, label
 from canobatch.effects import describe_error, entry_of, loads, pack
 from canobatch.engine.admission import Turnstile, refused
 from canobatch.engine.attempt import (
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 #: Seconds of making items after which outcomes are looked at.
 _FEED_PATIENCE = 0.005
+#: Seconds after which items that had none are asked again.
+_LOOK_AGAIN = 0.02
 #: How many branches may be ahead of an ordered fold, per branch that may run.
 _FOLD_AHEAD = 4
 
@@ -81,6 +83,8 @@ class SplitExecution:
         self._gate: Turnstile | None = None
         self._submitted = 0
         self._is_exhausted = False
+        #: Whether the items had none when they were asked last.
+        self._is_early = False
         self._is_timeout = False
         self._path = tuple(driver.path)
         self._events = BranchEvents(driver, state)
@@ -189,7 +193,8 @@ class SplitExecution:
     def _next_deadline(self) -> float | None:
         due = self._back_off[0][0] if self._back_off else None
         gate = None if self._gate is None else self._gate.due
-        return min((at for at in (due, gate, self._deadline) if at is not None), default=None)
+        again = _clock.monotonic() + _LOOK_AGAIN if self._is_early else None
+        return min((at for at in (due, gate, again, self._deadline) if at is not None), default=None)
 
     # -- branches on their way
 
@@ -211,6 +216,7 @@ class SplitExecution:
         Returns whether it stopped early, because making items takes long: outcomes must not wait for that.
         """
         now = _clock.monotonic()
+        self._is_early = False
         while self._back_off and self._back_off[0][0] <= now:
             self._send([heapq.heappop(self._back_off)[2]])
         if self._gate is not None:
@@ -266,7 +272,7 @@ class SplitExecution:
             self._gate.leave(call, outcome)
 
     def _next_call(self) -> Call | None:
-        """Return the next branch's first call; None when there are no more."""
+        """Return the next branch's first call; None when there are no more, or none now."""
         while True:
             index = self._submitted
             try:
@@ -274,6 +280,9 @@ class SplitExecution:
             except StopIteration:
                 self._is_exhausted = True
                 self._tally.close(index)
+                return None
+            if item is LATER:
+                self._is_early = True
                 return None
             data = self._packed(index, item) if self._branches.is_map else None
             self._submitted += 1

@@ -44,6 +44,8 @@ class Window:
 
     def __or__(self, other: Window) -> Window:
         """Return a window that closes when the first of both does."""
+        if not isinstance(other, Window):
+            return NotImplemented
         counts = [each for each in (self.count, other.count) if each is not None]
         durations = [each for each in (self.seconds, other.seconds) if each is not None]
         return Window(min(counts, default=None), min(durations, default=None))

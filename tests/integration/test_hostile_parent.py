@@ -6,7 +6,11 @@ import os
 import signal
 import time
 
+import psutil
 import pytest
+
+from canobatch import JoinStrategy, WorkerPool
+from tests.support.branches import await_marks, mark, split_of
 
 COMMON = """
 import atexit, multiprocessing, os, signal, subprocess, sys, tempfile, threading, time, warnings
@@ -600,16 +604,20 @@ def test_many_ctrl_c_in_a_row_end_the_script_all_the_same(start_script):
         assert script.survivors(within=3.0) == {}
 
 
+TERMINAL = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT, signal.SIGTSTP)
+
+
 @pytest.mark.usefixtures("interruptible")
 def test_a_worker_does_not_hear_the_terminal(start_script):
-    """A signal to the foreground group of a terminal, which the launcher catches, disturbs no task."""
+    """A signal to the foreground group of a terminal, which the launcher catches, disturbs neither keeper nor task."""
     source = """
 def task():
     for _ in range(400):
         time.sleep(0.001)
     return 1
 
-for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT, signal.SIGTSTP):
+NUMBERS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT, signal.SIGTSTP)
+for number in NUMBERS:
     signal.signal(number, lambda *_: None)
 with WorkerPool(2) as pool:
     workflow = Workflow("w").register_split("s", [task] * 4, JoinConfig(ALL, "end", into="v")).add_exit_state("end")
@@ -621,14 +629,41 @@ with WorkerPool(2) as pool:
             break
         except TimeoutError:
             pass
-    say(run.store.get("v"))
+# An interpreter that ends takes its handlers back.
+for number in NUMBERS:
+    signal.signal(number, signal.SIG_IGN)
+say(run.store.get("v"))
 """
     script = start_script(COMMON + source)
     script.wait_for("running")
     while script.process.poll() is None:
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT, signal.SIGTSTP):
-            if script.process.poll() is None and "[1" not in script.stdout:
+        for number in TERMINAL:
+            if script.process.poll() is None:
                 os.killpg(script.process.pid, number)
         time.sleep(0.005)
+    assert script.process.returncode == 0, (script.stdout, script.stderr)
     assert script.stdout == "running\n[1, 1, 1, 1]\n"
     assert script.stderr == ""
+
+
+def test_what_a_service_manager_sends_to_every_process_disturbs_no_task(tmp_path):
+    """Only the launcher decides what a signal to the whole service means: keeper and workers live on."""
+
+    def task(ctx):
+        mark(tmp_path, f"runs-{ctx.branch}")
+        await_marks(tmp_path, "go")
+        return 1
+
+    with WorkerPool(2) as pool:
+        pool.warm_up()
+        before = pool.workers
+        run = split_of([task] * 2, JoinStrategy.all(), into="v").start("split", pool=pool)
+        await_marks(tmp_path, "runs-0", "runs-1")
+        (keeper,) = {psutil.Process(worker.pid).parent() for worker in before}
+        for process in (keeper, *keeper.children(recursive=True)):
+            for number in TERMINAL:
+                process.send_signal(number)
+        mark(tmp_path, "go")
+        assert run.wait(60) == "joined"
+        assert run.store.get("v") == [1, 1]
+        assert [worker.pid for worker in pool.workers] == [worker.pid for worker in before]

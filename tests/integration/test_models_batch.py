@@ -12,7 +12,7 @@ from canobatch import Retry, RunCancelledError, TaskConfig, TaskError, WorkerLos
 from canobatch.errors import PayloadError, RetryExhaustedError, TaskTimeoutError, WorkflowError
 from canobatch.models import BatchTask
 from tests.support.branches import FOREVER, await_marks, mark, marks
-from tests.support.models import WORKER, Recorder, began, state_of
+from tests.support.models import SOON, WORKER, Recorder, began, state_of
 from tests.support.tasks import assert_works
 from tests.support.watch import Scene, Witness
 
@@ -408,4 +408,4 @@ def test_a_hung_finish_is_bounded(shared_pool):
             time.sleep(FOREVER)
 
     with pytest.raises(TaskTimeoutError):
-        began(state_of(Slow(*ok(1)), config=TaskConfig(attempt_timeout=0.5)), shared_pool).wait(30)
+        began(state_of(Slow(*ok(1)), config=TaskConfig(attempt_timeout=SOON)), shared_pool).wait(30)

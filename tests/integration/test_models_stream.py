@@ -19,7 +19,7 @@ from canobatch.errors import (
 from canobatch.models import CloseReason, Count, DeadLetter, Duration, ErrorPolicy, StreamTask
 from canobatch.workflow import Workflow
 from tests.support.branches import FOREVER, await_marks, mark, marks
-from tests.support.models import WORKER, Recorder, began, state_of
+from tests.support.models import SOON, WORKER, Recorder, began, state_of
 from tests.support.tasks import assert_works
 from tests.support.watch import Scene, Witness
 
@@ -338,7 +338,7 @@ def test_w13_the_other_phases_are_bounded_too(phase, shared_pool):
 
     task = type("Hangs", (Numbers,), {phase: hang})(2)
     with pytest.raises(TaskTimeoutError):
-        began(flow_of(task, config=TaskConfig(attempt_timeout=0.5)), shared_pool).wait(30)
+        began(flow_of(task, config=TaskConfig(attempt_timeout=SOON)), shared_pool).wait(30)
 
 
 # -- order and parallelism

@@ -545,6 +545,43 @@ def test_deaths_among_many_small_tasks_are_counted_exactly():
         assert run.store.get("v") == [n for n in range(1000) if n not in deadly]
 
 
+@pytest.mark.parametrize("how", ["dies", "is killed"])
+def test_a_chunk_may_be_cut_at_every_position(how, tmp_path):
+    """Wherever in a worker's window the death is, that branch alone has failed; the others are made once, as they were.
+
+    The items before it teach the pool that they are short, so that many are sent at a time.
+    """
+    taught, positions = 300, 16
+
+    def branch(ctx, item):
+        with Path(ctx.params.place, "made").open("a") as made:
+            made.write(f"{item}\n")
+        if item == ctx.params.deadly:
+            if how == "dies":
+                os._exit(1)
+            Scene(ctx.params.place).runs("deadly")
+            signal.pause()
+        return item
+
+    join = JoinConfig(JoinStrategy.partial_timeout(), "end", timeout=100.0, into="v")
+    workflow = Workflow("w").register_map("s", branch, range(taught + 2 * positions), join).add_exit_state("end")
+    with WorkerPool(1) as pool:
+        for deadly in range(taught, taught + positions):
+            place = tmp_path / str(deadly)
+            place.mkdir()
+            run = workflow.start("s", pool=pool, params={"place": str(place), "deadly": deadly})
+            if how == "is killed":
+                Scene(place).await_runs("deadly")
+                os.kill(Scene(place).pids("deadly")[0], signal.SIGKILL)
+            assert run.wait(100) == "end"
+            split = run.report().splits["s"]
+            assert [each.index for each in split if each.status != "succeeded"] == [deadly]
+            assert split[deadly].status == "lost"
+            assert {each.attempts for each in split} == {1}
+            assert run.store.get("v") == [n for n in range(taught + 2 * positions) if n != deadly]
+            assert (place / "made").read_text().split() == [str(n) for n in range(taught + 2 * positions)]
+
+
 def test_all_workers_may_die_at_once(tmp_path):
     """When every worker dies at the same moment each branch is lost by itself, and the pool recovers."""
 

@@ -43,6 +43,7 @@ from canobatch.errors import (
 )
 from canobatch.pool import close_default_pool
 from tests.support.branches import FOREVER, Act, RefusalError, await_marks, contents, map_of, mark, marks, ran, statuses
+from tests.support.models import SOON
 from tests.support.tasks import assert_works, square
 from tests.support.watch import Scene, Witness, await_that
 
@@ -617,11 +618,11 @@ def test_a_lost_worker_is_retried_unless_told_otherwise(shared_pool, tmp_path):
 
 def test_an_attempt_that_takes_too_long_is_killed_and_retried(shared_pool, tmp_path):
     """Each attempt has its own timeout; after the last one the error is that of the timeout."""
+    config = TaskConfig(attempt_timeout=SOON, retry=Retry.fixed(2, 0.0))
+    flow = single(Act("hang ok", str(tmp_path), value="end"), config=config)
+    assert flow.orchestrate("begin", pool=shared_pool) == "end"
+    assert marks(tmp_path) == {"None.1", "None.2"}
     config = TaskConfig(attempt_timeout=0.3, retry=Retry.fixed(2, 0.0))
-    assert (
-        single(Act("hang ok", str(tmp_path), value="end"), config=config).orchestrate("begin", pool=shared_pool)
-        == "end"
-    )
     with pytest.raises(RetryExhaustedError) as caught:
         single(Act("hang"), config=config).orchestrate("begin", pool=shared_pool)
     assert caught.value.attempts == 3
@@ -632,7 +633,7 @@ def test_an_attempt_that_takes_too_long_is_killed_and_retried(shared_pool, tmp_p
 
 def test_a_timeout_may_be_what_is_retried(shared_pool):
     """retry_on=TimeoutError is met by an attempt's own timeout."""
-    config = TaskConfig(attempt_timeout=0.3, retry=Retry.fixed(1, 0.0), retry_on=(TimeoutError,))
+    config = TaskConfig(attempt_timeout=SOON, retry=Retry.fixed(1, 0.0), retry_on=(TimeoutError,))
     assert single(Act("hang ok", value="end"), config=config).orchestrate("begin", pool=shared_pool) == "end"
 
 

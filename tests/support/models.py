@@ -7,6 +7,9 @@ from tests.support.watch import await_that
 
 WORKER = TaskConfig(where="worker")
 
+#: Seconds after which what hangs is cut; what does not hang is done before, on a busy machine too.
+SOON = 3.0
+
 
 class Recorder:
     """Keeps every event."""

@@ -171,6 +171,14 @@ def test_the_error_tree_in_the_docstring_is_complete(cls):
             assert f"({base.__name__})" in line
 
 
+def test_every_example_is_listed():
+    """The list of examples has each of them once, and numbers them in order."""
+    lines = [line for line in (ROOT / "examples" / "README.md").read_text().splitlines() if line[:1].isdigit()]
+    assert [line.partition(".")[0] for line in lines] == [str(n + 1) for n in range(len(lines))]
+    listed = [line.split("`")[1] for line in lines]
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("test_*.py")), ids=lambda path: path.name)
 def test_every_test_states_its_rule(path):
     """Each test function has a docstring that begins with one sentence."""

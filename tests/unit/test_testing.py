@@ -32,8 +32,6 @@ from canobatch.testing import (
     failing,
 )
 
-pytest_plugins = ["canobatch.testing.plugin"]
-
 any_, all_, quorum = JoinStrategy.any(), JoinStrategy.all(), JoinStrategy.quorum
 
 

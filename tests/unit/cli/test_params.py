@@ -52,7 +52,7 @@ class Params:
         (Path, ["/a b"], Path("/a b")),
         (Decimal, ["1.10"], Decimal("1.10")),
         (date, ["2026-11-20"], date(2026, 11, 20)),
-        (datetime, ["2026-11-20T01:02"], datetime(2026, 11, 20, 1, 2)),  # noqa: DTZ001
+        (datetime, ["2026-11-20T01:02"], datetime(2026, 11, 20, 1, 2)),  # noqa: DTZ001 - as typed  # noqa: DTZ001
         (timedelta, ["1m30s"], timedelta(seconds=90)),
         (Colour, ["RED"], Colour.RED),
         (Colour, ["Colour.RED"], Colour.RED),

@@ -60,6 +60,12 @@ def test_w30_an_impossible_duration_is_refused(seconds):
         Duration(seconds)
 
 
+def test_a_window_goes_with_windows_only():
+    """What is no window cannot be combined with one."""
+    with pytest.raises(TypeError, match="unsupported operand"):
+        Count(5) | 5
+
+
 def test_a_window_needs_one_of_both():
     """A window that never closes is refused."""
     with pytest.raises(ConfigurationError, match="needs a count or a duration"):

@@ -347,7 +347,12 @@ class Definition:
 
 
 def _node(state: Any) -> str:
-    return "".join(c if c.isalnum() else "_" for c in label(state))
+    return node_name(label(state))
+
+
+def node_name(text: str) -> str:
+    """Return how the state of this label is called in a diagram."""
+    return "".join(c if c.isalnum() else "_" for c in text)
 
 
 def _word(kind: type[Model]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import signal
 import socket
 import sys
@@ -21,6 +22,7 @@ from canobatch.cli.types import DURATION
 
 if TYPE_CHECKING:
     from canobatch.observe import Event
+    from canobatch.scheduler import RunningScheduler
 
 _log = logging.getLogger("canobatch.serve")
 
@@ -59,17 +61,31 @@ def serve_command(ctx: click.Context, target: str, drain: float, log_format: str
         for workflow in {id(spec.workflow): spec.workflow for spec in scheduler.specs}.values():
             if workflow.journal is None:
                 workflow.with_journal(home.journal)
-        with _procs.signals_told([signal.SIGHUP], lambda _: _log.warning(_NO_RELOAD), times=sys.maxsize):
+        told: queue.SimpleQueue[int] = queue.SimpleQueue()
+        with (
+            _procs.signals_told([signal.SIGHUP], lambda _: _log.warning(_NO_RELOAD), times=sys.maxsize),
+            # Before anything runs: who is told that we are ready may stop us at once.
+            _procs.signals_told([signal.SIGTERM, signal.SIGINT], told.put),
+        ):
             running = scheduler.start()
             notify(f"READY=1\nSTATUS={text.plural(len(scheduler), 'flow')}")
             _log.info("serving %s from %s in %s", text.plural(len(scheduler), "flow"), target, scheduler.home)
-            try:
-                number = running.serve(drain)
-            finally:
-                notify("STOPPING=1")
+            number = _await_signal(running, told)
+            notify("STOPPING=1")
+            if number is not None:
+                _log.info("stopping at %s; a second signal ends everything", signal.Signals(number).name)
+                running.stop(drain)
         _log.info("stopped")
     if number is not None:
         ctx.exit(exits.code_of_signal(number))
+
+
+def _await_signal(running: RunningScheduler, told: queue.SimpleQueue[int]) -> int | None:
+    """Return the signal that ends it, or None if something else has."""
+    while not running.is_stopped:
+        with suppress(queue.Empty):
+            return told.get(timeout=1.0)
+    return None
 
 
 class _FlowLog:

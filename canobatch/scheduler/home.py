@@ -1,8 +1,8 @@
-"""SqliteLedger: the ledger of a home, which all its schedulers share, in tables of their own in ``flows.db``.
+"""SqliteLedger: the ledger of a home, which all its schedulers share, in tables of their own in ``home.db``.
 
 ::
 
-    flows.db                   flows, ticks, claims, what waits, records, commands
+    home.db                    flows, ticks, claims, what waits, records, commands
     locks/flow-<flow>.lock     held by the process that runs the flow: the truth; the claim's row describes it
     output/<run>/              what the tasks of a run printed
     wake/<scheduler>           a FIFO: a byte in it makes that scheduler look at what is written
@@ -90,8 +90,7 @@ class SqliteLedger:
         self._home = Home(Path(directory).absolute(), "process")
         self._home.make()
         self._wakes = self._home.directory / "wake"
-        #: Not the index of runs: a run begins, and is indexed, within a transaction of flows.
-        self._path = self._home.directory / "flows.db"
+        self._path = self._home.index
         self._lock = threading.RLock()
         self._is_in_step = False
         self._wakes_after = False

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
+import re
 import signal
 import subprocess
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -189,6 +193,26 @@ def test_nobody_reads_the_results(place):
     assert done.returncode == 141
     assert "Traceback" not in done.stderr
     assert "Error" not in done.stderr
+
+
+def test_many_lines_take_no_more_memory(place):
+    """A hundred thousand inputs and results pass through, in order; none is kept."""
+    with (place.path / "lines").open("w") as file:
+        file.writelines(f"{n} {'x' * 1000}\n" for n in range(100_000))
+    with (place.path / "out").open("w") as out:
+        process = place.start("map", "fn.py:identity", "--from", "lines", "-j", "2", stdout=out)
+    peak = 0
+    status = Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        # What a process inherits from its parent's peak is not in here.
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        peak = max(peak, int(found[1]) if found else 0)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.05)
+    assert process.returncode == 0
+    assert filecmp.cmp(place.path / "lines", place.path / "out", shallow=False)
+    # The lines alone are 100 MB.
+    assert 0 < peak < 100_000, peak
 
 
 def test_a_slow_input_keeps_neither_results_nor_a_cancel(place):

@@ -94,7 +94,8 @@ def ended(*scripts) -> None:
     for script in scripts:
         script.process.send_signal(signal.SIGTERM)
     for script in scripts:
-        assert script.process.wait(NEVER) == 0, script.stderr
+        assert script.process.wait(NEVER) == 0, script.stdout + script.stderr
+        assert script.stderr == ""
         assert script.survivors(within=3.0) == {}
 
 
@@ -167,6 +168,8 @@ def kill_at_random(launch, log, times: int) -> None:
         count = len(log.lines("begin"))
         await_that(lambda: len(log.lines("begin")) > count, "the other should go on", 15.0)
         assert victim.survivors(within=3.0) == {}
+        assert victim.stderr == ""
+        assert scripts[0].process.poll() is None, scripts[0].stdout
         scripts.append(launch(0.2, 0.3))
     assert log.lines("OVERLAP") == []
     ended(*scripts)

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from canobatch import _procs, _sqlite
 from canobatch.definition import label
 from canobatch.errors import SchedulerError
-from canobatch.journal._home import Home, name_of
-from canobatch.journal._owner import RunLock, is_held, this_process
+from canobatch.journal.home import Home, name_of
+from canobatch.journal.owner import RunLock, is_held, this_process
 from canobatch.scheduler.flows import FlowState, FlowStatus
 from canobatch.scheduler.ledger import KEPT, Claim, Command, FlowRecord, Waiting
 

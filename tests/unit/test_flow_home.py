@@ -439,7 +439,7 @@ def test_a_file_that_is_no_database_is_left_alone(home, body):
     home.mkdir()
     (home / "flows.db").write_bytes(b"not a database at all, but 64 bytes or more of something else entirely")
     before = (home / "flows.db").read_bytes()
-    with pytest.raises(JournalError, match=r"home\.db"):
+    with pytest.raises(JournalError, match=r"flows\.db"):
         Scheduler(home).manual("f", body.workflow, "start").start()
     assert (home / "flows.db").read_bytes() == before
 

@@ -26,6 +26,7 @@ NAMES = (
     "kill_memory",
     "transitions",
     "journal",
+    "journaled",
     "limits",
     "scheduler",
     "ad_exchange",

@@ -8,7 +8,18 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-PEERS = ("joblib", "loky", "Pebble", "mpire", "python-statemachine", "transitions", "cloudpickle", "numpy", "ray")
+PEERS = (
+    "joblib",
+    "loky",
+    "Pebble",
+    "mpire",
+    "python-statemachine",
+    "transitions",
+    "cloudpickle",
+    "numpy",
+    "ray",
+    "dbos",
+)
 
 
 def cores() -> int:

@@ -19,8 +19,18 @@ epoch = time.time
 perf_counter = time.perf_counter
 #: CPU seconds of this process, all threads.
 process_time = time.process_time
-#: Sleeps; for tests' doubles there is one name to replace.
-sleep = time.sleep
+#: Seconds of the longest wait: for more than 292 years the system's calls have no number.
+LONGEST = 1e9
+
+
+def sleep(seconds: float) -> None:
+    """Sleep; for tests' doubles there is one name to replace."""
+    time.sleep(min(seconds, LONGEST))
+
+
+def time_left(until: float) -> float:
+    """Return for how many seconds to wait until a time on the monotonic clock; none if it has passed."""
+    return max(0.0, min(until - monotonic(), LONGEST))
 
 
 def receive(mail: queue.SimpleQueue[_T], timeout: float | None) -> _T:

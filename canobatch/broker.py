@@ -261,7 +261,7 @@ class Links:
         try:
             link.send(marshal.dumps((home[1], _WAIT, ())))
             try:
-                link.settimeout(None if deadline is None else max(1e-6, deadline - _clock.monotonic()))
+                link.settimeout(None if deadline is None else max(1e-6, _clock.time_left(deadline)))
                 answer = self._hear(link)
             except TimeoutError:
                 # What comes now is either None, or a ticket that was on its way: the last moment counts.

@@ -69,7 +69,7 @@ class Brokered:
                 ticket: int | None = self.ask("admit")
                 if ticket is not None:
                     return ticket
-                news.get(timeout=None if deadline is None else max(0.0, deadline - _clock.monotonic()))
+                news.get(timeout=None if deadline is None else _clock.time_left(deadline))
         except queue.Empty:
             return None
         finally:

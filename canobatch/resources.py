@@ -11,9 +11,11 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any, ClassVar, TypeVar, overload
 
+from canobatch import _clock
 from canobatch.brokered import Brokered
 from canobatch.errors import ConfigurationError, ResourceError, ResourceLookupError
 from canobatch.limits import Semaphore
@@ -77,7 +79,7 @@ class Resource:
 
     Attributes:
         scope: "run" or "worker"; a class attribute or an argument.
-        hook_timeout: Seconds that each of the hooks may take; None: no limit.
+        hook_timeout: Seconds that each of the hooks may take, or a `timedelta`; None: no limit.
 
     Example:
         >>> class Model(Resource):
@@ -88,7 +90,7 @@ class Resource:
     """
 
     scope: str = "run"
-    hook_timeout: float | None = HOOK_TIMEOUT
+    hook_timeout: float | timedelta | None = HOOK_TIMEOUT
 
     def __init__(self, *, scope: str | None = None) -> None:
         if scope is not None:
@@ -195,6 +197,7 @@ class Resources(Mapping[Any, Any]):
             raise ConfigurationError(f"resource {key!r} cannot be {thing!r}{cure}")
         if scope_of(thing) not in _SCOPES:
             raise ConfigurationError(f'resource {key!r}: scope must be "run" or "worker", got {scope_of(thing)!r}')
+        _check_hook_timeout(key, thing)
         self._things[key] = thing
         return self
 
@@ -442,10 +445,16 @@ def hook_error(key: Any, name: str, error: BaseException) -> ResourceError:
     return ResourceError(f"resource {key!r}: {name}() failed: {type(error).__name__}: {error}", key=key)
 
 
+def _check_hook_timeout(key: Any, thing: Any) -> None:
+    limit = getattr(thing, "hook_timeout", None)
+    if limit is not None and not (isinstance(limit, int | float | timedelta) and _clock.as_seconds(limit) > 0):
+        raise ConfigurationError(f"resource {key!r}: hook_timeout must be above 0 seconds, got {limit!r}")
+
+
 def hook_timeout_of(thing: Any) -> float | None:
     """Return the seconds that a hook may take."""
     limit = getattr(thing, "hook_timeout", HOOK_TIMEOUT)
-    return None if limit is None else float(limit)
+    return None if limit is None else min(_clock.as_seconds(limit), _clock.LONGEST)
 
 
 def tear_down(key: Any, thing: Any) -> None:

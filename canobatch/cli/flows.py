@@ -29,7 +29,7 @@ def _open(ctx: click.Context) -> FlowHome:
     from canobatch.scheduler.remote import FlowHome  # noqa: PLC0415 - not to show a help
 
     home = home_of(ctx)
-    if not (home / "home.db").exists():
+    if not (home / "flows.db").exists():
         # Looking must not make one.
         raise Failure(f"there are no flows in {home}; canobatch serve TARGET runs some", exits.USAGE)
     return FlowHome(home)

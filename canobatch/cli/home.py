@@ -20,8 +20,8 @@ import click
 
 from canobatch.errors import RunNotFoundError
 from canobatch.journal import SqliteJournal
-from canobatch.journal._home import name_of
-from canobatch.journal._owner import is_held
+from canobatch.journal.home import name_of
+from canobatch.journal.owner import is_held
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -55,7 +55,7 @@ class Mailbox:
             events, self._aside[lane] = self._aside[lane], []
             return self._of(lane, events)
         limits = [at for at in (until, self._next_check()) if at is not None]
-        timeout = max(0.0, min(limits) - _clock.monotonic()) if limits else None
+        timeout = _clock.time_left(min(limits)) if limits else None
         events = []
         try:
             first = _clock.receive(self._mail, timeout)

@@ -6,8 +6,11 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
+from canobatch import _clock
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import timedelta
 
     from canobatch.engine.driver import Driver
     from canobatch.engine.report import RunReport
@@ -57,15 +60,19 @@ class Run:
         """What it failed with, once it has ended; else None."""
         return self._error
 
-    def wait(self, timeout: float | None = None) -> Any:
+    def wait(self, timeout: float | timedelta | None = None) -> Any:
         """Wait for the end and return the exit state.
+
+        Args:
+            timeout: Seconds to wait at most, or a `timedelta`; None: no limit.
 
         Raises:
             TimeoutError: ``timeout`` seconds passed first; the run goes on.
             CanobatchError: What the run failed with.
         """
-        if not self._ended.wait(timeout):
-            raise TimeoutError(f"run {self.id} has not ended within {timeout} s")
+        seconds = None if timeout is None else min(_clock.as_seconds(timeout), _clock.LONGEST)
+        if not self._ended.wait(seconds):
+            raise TimeoutError(f"run {self.id} has not ended within {seconds:g} s")
         if self._thread.ident is not None:
             self._thread.join()
         if self._error is not None:

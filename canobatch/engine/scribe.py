@@ -6,6 +6,7 @@ Without a journal every call returns at once. Nothing else of the engine knows o
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from canobatch import _clock, _faults
 from canobatch.definition import Single, label
 from canobatch.effects import Placed, first_line, loads, rebuild_error, record_error, stream_of, with_data
 from canobatch.engine.attempt import status_of
+from canobatch.engine.records import Records
 from canobatch.engine.report import StateReport
 from canobatch.errors import (
     CompensationError,
@@ -22,16 +24,17 @@ from canobatch.errors import (
     RunCancelledError,
     VersionMismatchError,
 )
-from canobatch.join import BranchResult, BranchStatus, SplitResult
+from canobatch.join import BranchResult, BranchStatus
 from canobatch.journal import AttemptRecord, Commit, RunStatus
 from canobatch.segments import flat, unflat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from canobatch.definition import Definition
     from canobatch.effects import Data, Entry, Operation
     from canobatch.errors import TaskError
+    from canobatch.join import SplitResult
     from canobatch.journal import CompensationRecord, Recovered, RunJournal, Ticket, VisitRecord
     from canobatch.pool import Finished, Lost
     from canobatch.segments import Segments
@@ -123,26 +126,23 @@ class Scribe:
     def _split_of(self, journal: RunJournal, visit: VisitRecord) -> SplitResult:
         handler = self._definition.handlers[self._state_of(visit.state)]
         is_folded = not isinstance(handler, Single) and handler.join.reduce is not None
-        # The last attempt of each branch says how it ended.
-        last = {attempt.branch: attempt for attempt in journal.attempts(visit.visit)}
-        return SplitResult(
-            [
-                BranchResult(index, BranchStatus.NOT_STARTED)
-                if index not in last
-                else branch_of(last[index], None if is_folded else self.value_of(last[index]))
-                for index in range(visit.total or 0)
-            ]
-        )
+        records = Records(keeps_values=False)
+        for _, attempts in itertools.groupby(journal.attempts(visit.visit), lambda attempt: attempt.branch):
+            # The last attempt of each branch says how it ended.
+            for attempt in attempts:
+                last = attempt
+            if last.status != BranchStatus.SUCCEEDED or records.wants(last.branch or 0, None):
+                records.add(branch_of(last, None if is_folded else self.value_of(last)))
+        return records.collect(visit.total or 0, {})
 
-    def recorded(self, segments: Segments) -> tuple[list[AttemptRecord], dict[int, int]]:
-        """Return what earlier lives recorded of the present visit; large values in it move to ``segments``.
+    def recorded(self, segments: Segments, begun: dict[int, int] | None = None) -> Iterator[AttemptRecord]:
+        """Yield what earlier lives accepted of the present visit; large values in it move to ``segments``.
 
-        The accepted branches; and, by branch, the attempts made of those that were between two of them.
+        At its end ``begun`` has, by branch, the attempts made of those that were between two of them.
         """
-        accepted: list[AttemptRecord] = []
-        begun: dict[int, int] = {}
+        begun = {} if begun is None else begun
         if self._recovered is None or self._source is None or self.visit != self._recovered.visits[-1].visit:
-            return accepted, begun
+            return
         for attempt in self._source.attempts(self.visit):
             branch = attempt.branch
             if branch is None:
@@ -150,10 +150,9 @@ class Scribe:
             begun.pop(branch, None)
             if attempt.status == BranchStatus.SUCCEEDED:
                 operations = with_data(attempt.operations, lambda data: segments.house(unflat(data)))
-                accepted.append(attempt._replace(operations=operations))
+                yield attempt._replace(operations=operations)
             elif attempt.status == _RETRIED:
                 begun[branch] = attempt.attempt
-        return accepted, begun
 
     def cursor(self, name: str) -> Data | None:
         """Return what an earlier life kept last under ``name`` in the present visit."""
@@ -288,7 +287,7 @@ class Scribe:
                     cursors={name: flat(data) for name, data in (cursors or {}).items()},
                     records=tuple(self._cut(branch) for branch in cut),
                     attempts=0 if report is None else report.attempts,
-                    total=None if result is None else len(result),
+                    total=None if result is None else sum(result.counts.values()),
                     duration=None if report is None else report.elapsed(_clock.epoch()),
                     error=None if error is None else record_error(error),
                     outputs=outputs or {},

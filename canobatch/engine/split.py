@@ -317,8 +317,7 @@ class SplitExecution:
 
     def _replay(self) -> None:
         """Accept what was accepted before, all of it before anything is run."""
-        accepted, self._made = self._driver.scribe.recorded(self._driver.store.segments)
-        for attempt in accepted:
+        for attempt in self._driver.scribe.recorded(self._driver.store.segments, self._made):
             index = attempt.branch
             assert index is not None
             value = self._driver.scribe.value_of(attempt)
@@ -330,7 +329,8 @@ class SplitExecution:
             if attempt.operations:
                 self._writes[index] = attempt.operations
             result = branch_of(attempt, value)
-            self._records.add(result)
+            if self._records.wants(index, value):
+                self._records.add(result)
             self._events.kept(result)
 
     def _is_recorded(self, index: int, data: bytes | None) -> bool:

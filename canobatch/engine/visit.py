@@ -298,7 +298,7 @@ class Visit:
 
     def _known_items(self) -> dict[int, AttemptRecord]:
         """Return the items that an earlier life has processed."""
-        accepted, _ = self.driver.scribe.recorded(self.driver.store.segments)
+        accepted = self.driver.scribe.recorded(self.driver.store.segments)
         return {attempt.branch: attempt for attempt in accepted if attempt.branch is not None}
 
     def _known(self, attempt: AttemptRecord, item: Any) -> tuple[Any, Sequence[Operation]]:

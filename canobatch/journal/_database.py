@@ -27,7 +27,7 @@ COMPONENT = "run"
 STEPS = (
     (
         "CREATE TABLE head (id INTEGER PRIMARY KEY, transactions INTEGER, seal INTEGER)",
-        "CREATE TABLE run (id INTEGER PRIMARY KEY, facts BLOB, params BLOB, digest INTEGER)",
+        "CREATE TABLE run (id INTEGER PRIMARY KEY, facts BLOB, params BLOB, file TEXT, digest INTEGER)",
         "CREATE TABLE visits (visit INTEGER PRIMARY KEY, facts BLOB, digest INTEGER)",
         """CREATE TABLE attempts (visit INTEGER, branch INTEGER, number INTEGER, facts BLOB, value BLOB, file TEXT,
             digest INTEGER, PRIMARY KEY (visit, branch, number)) WITHOUT ROWID""",
@@ -70,7 +70,7 @@ class RunDatabase:
         self.life = life
         #: The row of the run, as its columns; changed by `begin`, `take_over` and the calls of a rollback and an end.
         self.facts: dict[str, Any] = {}
-        self.params: bytes | None = None
+        self.params: tuple[bytes | None, str | None] = (None, None)
         self._connection = connection
         self._values = values
         self._seal = seal
@@ -135,7 +135,7 @@ class RunDatabase:
 
     def begin(self, run: NewRun, owner: Owner, started: float) -> None:
         """Write what is known at the beginning."""
-        self.params = run.params
+        self.params = self._blob(run.params)
         self.facts = {
             "run_id": run.run_id,
             "workflow": run.workflow,
@@ -303,8 +303,8 @@ class RunDatabase:
     def _put_run(self) -> None:
         facts = pack(tuple(sorted(self.facts.items())))
         self._forget((self.run_digest, None))
-        self.run_digest = self._count(digest("run", facts, self.params))
-        self._execute("REPLACE INTO run VALUES (1,?,?,?)", (facts, self.params, self.run_digest))
+        self.run_digest = self._count(digest("run", facts, *self.params))
+        self._execute("REPLACE INTO run VALUES (1,?,?,?,?)", (facts, *self.params, self.run_digest))
 
     def _put_visit(self, visit: int, facts: tuple[Any, ...]) -> None:
         known = self.visits.get(visit)

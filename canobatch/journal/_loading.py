@@ -79,15 +79,16 @@ class Loaded:
         if file is not None:
             self.files.add(file)
 
-    def recovered(self, facts: RunFacts, params: bytes | None, *, is_resumable: bool) -> Recovered:
-        """Return what the run has to know."""
+    def recovered(self, facts: RunFacts, params: tuple[bytes | None, str | None], *, is_resumable: bool) -> Recovered:
+        """Return what the run has to know; ``params``: a blob and its file."""
+        self._refer(params[1])
         status = RunStatus.INTERRUPTED if facts.status == "running" else RunStatus(facts.status)
         last = self.visits[-1].visit if self.visits else 0
         return Recovered(
             run_id=facts.run_id,
             workflow=facts.workflow,
             version=facts.version,
-            params=params,
+            params=blob(self._values, *params),
             made_with=facts.made_with,
             status=status,
             is_resumable=is_resumable,

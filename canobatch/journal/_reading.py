@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _TABLES = {
-    "run": "SELECT facts, params, digest FROM run",
+    "run": "SELECT facts, params, file, digest FROM run",
     "visits": "SELECT visit, facts, digest FROM visits ORDER BY visit",
     "attempts": "SELECT visit, branch, number, facts, value, file, digest FROM attempts ORDER BY visit, branch, number",
     "operations": "SELECT visit, branch, number, data, file, digest FROM operations",
@@ -71,13 +71,13 @@ class Reading:
             raise _sqlite.corrupt(self.path, "rows are missing, or are of another time than the rest")
         self.transactions = head[0][0]
 
-    def run(self) -> tuple[dict[str, Any], bytes | None, int]:
-        """Return the row of the run: facts, parameters, digest."""
+    def run(self) -> tuple[dict[str, Any], tuple[bytes | None, str | None], int]:
+        """Return the row of the run: facts, parameters (a blob and its file), digest."""
         rows = list(self.rows("run"))
         if len(rows) != 1:
             raise _sqlite.corrupt(self.path, "the row of its run is missing")
-        facts, params, own = rows[0]
-        return dict(unpack(facts)), params, own
+        facts, params, file, own = rows[0]
+        return dict(unpack(facts)), (params, file), own
 
     def attempts(self, visit: int, directory: Path) -> Iterator[AttemptRecord]:
         """Yield a visit's attempts with their values and operations."""

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from canobatch.effects import ErrorRecord, Operation
-    from canobatch.journal._home import Home
-    from canobatch.journal._owner import RunLock
     from canobatch.journal.base import Ticket
+    from canobatch.journal.home import Home
+    from canobatch.journal.owner import RunLock
     from canobatch.journal.records import AttemptRecord, Commit, RunFacts, RunStatus
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from canobatch import _clock
 from canobatch.effects import Entry
 from canobatch.errors import JournalError, RunInUseError, RunNotFoundError
-from canobatch.journal import _owner
+from canobatch.journal import owner
 from canobatch.journal.history import check_definition, prunable, select, status_of, summary_of
 from canobatch.journal.records import (
     AttemptRecord,
@@ -255,7 +255,7 @@ class MemoryJournal:
             version=run.version,
             made_with=run.made_with,
             life=1,
-            owner=_owner.this_process(),
+            owner=owner.this_process(),
             status="running",
             is_resumable=True,
             state=None,
@@ -290,7 +290,7 @@ class MemoryJournal:
                 kept.is_held = True
                 kept.facts = before._replace(
                     life=before.life + 1,
-                    owner=_owner.this_process(),
+                    owner=owner.this_process(),
                     made_with=made_with,
                     status="running",
                     is_resumable=True,

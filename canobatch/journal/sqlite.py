@@ -16,14 +16,14 @@ from canobatch.errors import (
     RunInUseError,
     RunNotFoundError,
 )
-from canobatch.journal import _owner
+from canobatch.journal import owner
 from canobatch.journal._database import COMPONENT, STEPS, RunDatabase
-from canobatch.journal._home import Home, name_of
 from canobatch.journal._loading import Loaded
 from canobatch.journal._reading import Reading, facts_of, read_history
 from canobatch.journal._run import SqliteRun
 from canobatch.journal._values import ValueFiles, sync_directory
 from canobatch.journal.history import check_definition, damaged, prunable, select, status_of, summary_of
+from canobatch.journal.home import Home, name_of
 from canobatch.journal.records import Owner, Recovered, RunHistory, RunStatus, RunSummary
 
 if TYPE_CHECKING:
@@ -106,16 +106,16 @@ class SqliteJournal:
         if not self._home.has(name):
             raise self._not_found(run_id)
 
-    def _lock(self, run_id: str, name: str) -> _owner.RunLock:
-        lock = _owner.RunLock(self._home.lock(name))
+    def _lock(self, run_id: str, name: str) -> owner.RunLock:
+        lock = owner.RunLock(self._home.lock(name))
         if lock.acquire():
             return lock
-        owner = self._owner_of(name)
-        who = "a process" if owner is None else f"process {owner.pid} on {owner.host}"
+        known = self._owner_of(name)
+        who = "a process" if known is None else f"process {known.pid} on {known.host}"
         raise RunInUseError(
             f"run {run_id} is in use by {who}; wait for its end, or cancel it",
             run_id=run_id,
-            pid=None if owner is None else owner.pid,
+            pid=None if known is None else known.pid,
             path=str(self._home.database(name)),
         )
 
@@ -156,7 +156,7 @@ class SqliteJournal:
                 database = RunDatabase(connection, path, ValueFiles(home.run(name) / "values", 1, home.durable), 1)
                 with _sqlite.transaction(connection):
                     _sqlite.migrate(connection, path, COMPONENT, STEPS)
-                    database.apply([(RunDatabase.begin, (run, _owner.this_process(), _clock.epoch()))])
+                    database.apply([(RunDatabase.begin, (run, owner.this_process(), _clock.epoch()))])
                 if home.durable == "power":
                     for directory in (home.run(name), home.runs, home.directory):
                         sync_directory(directory)
@@ -171,7 +171,7 @@ class SqliteJournal:
         run_id: str,
         name: str,
         wanted: tuple[str, int, str],
-        lock: _owner.RunLock,
+        lock: owner.RunLock,
     ) -> tuple[SqliteRun, Recovered]:
         home, path = self._home, self._home.database(name)
         reading = Reading(connection, path)
@@ -196,7 +196,7 @@ class SqliteJournal:
         # First the index: what it says of a run that has ended is believed.
         home.forget(name)
         _sqlite.use_write_ahead_log(connection, path, home.durable)
-        database.write([(RunDatabase.take_over, (_owner.this_process(), wanted[2]))])
+        database.write([(RunDatabase.take_over, (owner.this_process(), wanted[2]))])
         _faults.point("journal.take.done")
         values.sweep(loaded.files)
         return SqliteRun(home, name, facts_of(database.facts), lock, database), recovered
@@ -216,7 +216,7 @@ class SqliteJournal:
         name = name_of(run_id)
         path = self._home.database(name)
         self._require(run_id, name)
-        is_held = _owner.is_held(self._home.lock(name))
+        is_held = owner.is_held(self._home.lock(name))
         connection = _sqlite.connect_readonly(path)
         try:
             with _sqlite.one_version(connection):
@@ -236,7 +236,7 @@ class SqliteJournal:
     def _remove(self, name: str) -> bool:
         """Remove an ended run; returns whether nobody took it over meanwhile."""
         home = self._home
-        lock = _owner.RunLock(home.lock(name))
+        lock = owner.RunLock(home.lock(name))
         if not lock.acquire():
             return False
         try:
@@ -269,7 +269,7 @@ class SqliteJournal:
         if indexed is not None and indexed.status is not RunStatus.RUNNING:
             return indexed
         # Before the file is read: a run that ends meanwhile is then said to have ended, not to be interrupted.
-        is_held = _owner.is_held(self._home.lock(name))
+        is_held = owner.is_held(self._home.lock(name))
         try:
             facts = self._facts(name)
         except JournalError as error:

@@ -189,7 +189,8 @@ class Supervisor:
             if self._is_worth_rebalancing:
                 until = min(until, now + _REBALANCE_EVERY)
             self._sleeps_until = until
-            return None if until == float("inf") else max(0.0, until - now)
+            # epoll cannot wait for more than 24 days; an attempt may.
+            return None if until == float("inf") else max(0.0, min(until - now, 86_400.0))
 
     def _serve_worker(self, handle: WorkerHandle, event: int) -> None:
         if event & select.EPOLLOUT:

@@ -123,6 +123,8 @@ class LiveFlow:
         spec = self.spec
         self._done_before = self._done_until
         self._see_others()
+        if spec.overlap == "allow":
+            self._clear_away_unclaimed()
         if self.is_relative and not self.runs and self._ledger.is_claimed(self.id):
             # Due when that run has ended.
             self._done_until = now
@@ -185,15 +187,23 @@ class LiveFlow:
             return False
         left = self._ledger.left_over(self.id)
         if left is not None:
-            _log.warning("flow %r: run %s was interrupted by the end of %s", self.id, left.run_id, left.owner)
-            if left.token:
-                _procs.kill_marked(left.token)
-            text = f"interrupted by the end of {left.owner}"
-            self.put_state(self.state.cancelled(None, None, text, now=self._desk.clock.now()))
             self._ledger.describe_claim(self.id, None)
-            self._record("interrupted", run_id=left.run_id, reason=text)
-            self._go_on(left.run_id)
+            self._clear_away(left)
         return not self.runs
+
+    def _clear_away(self, left: Claim) -> None:
+        """Kill what a run left whose process is no more, and record that it was interrupted."""
+        _log.warning("flow %r: run %s was interrupted by the end of %s", self.id, left.run_id, left.owner)
+        if left.token:
+            _procs.kill_marked(left.token)
+        text = f"interrupted by the end of {left.owner}"
+        self.put_state(self.state.cancelled(None, None, text, now=self._desk.clock.now()))
+        self._record("interrupted", run_id=left.run_id, reason=text)
+        self._go_on(left.run_id)
+
+    def _clear_away_unclaimed(self) -> None:
+        for left in self._ledger.lost_runs(self.id):
+            self._clear_away(left)
 
     def _go_on(self, run_id: str) -> None:
         """Resume or restart what was interrupted, if that is asked for."""
@@ -295,9 +305,11 @@ class LiveFlow:
         self._beginning.append(start)
         self.put_state(self.state.begun(self._desk.clock.now()))
         self.runs[start.run_id] = start.run
-        if self.spec.overlap != "allow":
-            token = getattr(self._desk.pool(), "token", "")
-            self._ledger.describe_claim(self.id, Claim(start.run_id, self._desk.owner, token))
+        claim = Claim(start.run_id, self._desk.owner, getattr(self._desk.pool(), "token", ""))
+        if self.spec.overlap == "allow":
+            self._ledger.describe_run(self.id, claim)
+        else:
+            self._ledger.describe_claim(self.id, claim)
         self._record("fired", tick=tick, run_id=start.run_id)
 
     def end_step(self) -> None:
@@ -376,6 +388,7 @@ class LiveFlow:
 
     def look_after(self) -> None:
         """Clear away what a holder left that is no more, and begin what waits."""
+        self._clear_away_unclaimed()
         if not self.runs and self._claim():
             self.begin_waiting()
 
@@ -449,7 +462,9 @@ class LiveFlow:
     def _forget(self, run_id: str, *, begins_next: bool) -> None:
         """Let go of a run that has ended, and begin what waits for that."""
         del self.runs[run_id]
-        if not self.runs:
+        if self.spec.overlap == "allow":
+            self._ledger.forget_run(run_id)
+        elif not self.runs:
             self._ledger.describe_claim(self.id, None)
         if self.is_relative:
             self._done_until = self._desk.clock.now()

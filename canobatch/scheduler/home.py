@@ -1,8 +1,8 @@
-"""SqliteLedger: the ledger of a home, which all its schedulers share, in tables of their own in ``home.db``.
+"""SqliteLedger: the ledger of a home, which all its schedulers share, in tables of their own in ``flows.db``.
 
 ::
 
-    home.db                    flows, ticks, claims, what waits, records, commands
+    flows.db                   flows, ticks, claims, what waits, records, commands
     locks/flow-<flow>.lock     held by the process that runs the flow: the truth; the claim's row describes it
     output/<run>/              what the tasks of a run printed
     wake/<scheduler>           a FIFO: a byte in it makes that scheduler look at what is written
@@ -16,7 +16,7 @@ import pickle
 import secrets
 import select
 import threading
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from canobatch import _procs, _sqlite
 from canobatch.definition import label
 from canobatch.errors import SchedulerError
-from canobatch.journal._home import Home, name_of
-from canobatch.journal._owner import RunLock, is_held, this_process
+from canobatch.journal.home import Home, name_of
+from canobatch.journal.owner import RunLock, is_held, this_process
+from canobatch.scheduler._bells import Bells
 from canobatch.scheduler.flows import FlowState, FlowStatus
 from canobatch.scheduler.ledger import KEPT, Claim, Command, FlowRecord, Waiting
 
@@ -59,6 +60,13 @@ _STEPS = (
             scheduler TEXT, run TEXT, error TEXT
         )""",
     ),
+    # Runs that need no claim: of flows that may overlap.
+    (
+        """CREATE TABLE unclaimed (
+            run TEXT PRIMARY KEY, flow TEXT NOT NULL, owner TEXT NOT NULL, scheduler TEXT NOT NULL,
+            boot_id TEXT NOT NULL, token TEXT NOT NULL
+        ) WITHOUT ROWID""",
+    ),
 )
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -90,19 +98,21 @@ class SqliteLedger:
         self._home = Home(Path(directory).absolute(), "process")
         self._home.make()
         self._wakes = self._home.directory / "wake"
-        self._path = self._home.index
+        #: Not the index of runs: a run begins, and is indexed, within a transaction of flows.
+        self._path = self._home.directory / "flows.db"
         self._lock = threading.RLock()
         self._is_in_step = False
         self._wakes_after = False
         self._locks: dict[str, RunLock] = {}
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._bells = Bells(self._home.directory / "wake", self._name)
         self._fifo: int | None = None
         #: The pidfds of processes for whose end something waits.
         self._holders: set[int] = set()
         self._listener: threading.Thread | None = None
         self._is_closed = False
         with _sqlite.translated(self._path):
-            self._wakes.mkdir(mode=0o700, exist_ok=True)
+            self._bells.directory.mkdir(mode=0o700, exist_ok=True)
         self._connection = _sqlite.create(self._path)
         try:
             with _sqlite.translated(self._path):
@@ -185,7 +195,7 @@ class SqliteLedger:
         """Drop all that is known of a flow."""
         with self.transaction():
             self._write("DELETE FROM flows WHERE id=?", flow)
-            for table in ("ticks", "claims", "waiting", "records", "commands"):
+            for table in ("ticks", "claims", "unclaimed", "waiting", "records", "commands"):
                 self._write(f"DELETE FROM {table} WHERE flow=?", flow)  # noqa: S608 - names of ours
 
     def state(self, flow: str) -> FlowState:
@@ -259,6 +269,29 @@ class SqliteLedger:
         values = (me.pid, me.start_ticks, me.boot_id, me.pid_namespace, me.host, claim.token)
         self._write("REPLACE INTO claims VALUES (?,?,?,?,?,?,?,?,?)", flow, claim.run_id, claim.owner, *values)
 
+    def describe_run(self, flow: str, run: Claim) -> None:
+        """Write down a run that needs no claim."""
+        values = (run.run_id, flow, run.owner, self._name, this_process().boot_id, run.token)
+        self._write("REPLACE INTO unclaimed VALUES (?,?,?,?,?,?)", *values)
+
+    def forget_run(self, run_id: str) -> None:
+        """Forget it: it has ended."""
+        self._write("DELETE FROM unclaimed WHERE run=?", run_id)
+
+    def lost_runs(self, flow: str) -> list[Claim]:
+        """Return, once, the runs without a claim whose scheduler is no more."""
+        with self.transaction():
+            lost = [
+                Claim(run_id, owner, token if boot_id == this_process().boot_id else "")
+                for run_id, owner, scheduler, boot_id, token in self._read(
+                    "SELECT run, owner, scheduler, boot_id, token FROM unclaimed WHERE flow=?", flow
+                )
+                if not self._is_alive(scheduler)
+            ]
+            for run in lost:
+                self.forget_run(run.run_id)
+        return lost
+
     def release(self, flow: str) -> None:
         """Give a claim back, if there is one."""
         lock = self._locks.pop(flow, None)
@@ -297,7 +330,7 @@ class SqliteLedger:
                 "SELECT number, tick, run, scheduler FROM waiting WHERE flow=? ORDER BY number", flow
             ):
                 is_own = run_id is not None and scheduler == self._name
-                if not is_own and run_id is not None and not self._is_alive(scheduler):
+                if run_id is not None and not self._is_alive(scheduler):
                     # Nobody waits for it any more.
                     self._write("DELETE FROM waiting WHERE number=?", number)
                 elif is_own or (run_id is None and not only_own):
@@ -314,8 +347,10 @@ class SqliteLedger:
         return int(count)
 
     def unsettled(self) -> Sequence[str]:
-        """Return the flows for which something waits, or that were claimed and not given back."""
-        return [flow for (flow,) in self._read("SELECT flow FROM waiting UNION SELECT flow FROM claims")]
+        """Return the flows for which something waits, or that have runs which nobody brought to their end."""
+        found = {flow for (flow,) in self._read("SELECT flow FROM waiting UNION SELECT flow FROM claims")}
+        unclaimed = self._read("SELECT DISTINCT flow, scheduler FROM unclaimed")
+        return sorted(found | {flow for flow, scheduler in unclaimed if not self._is_alive(scheduler)})
 
     # -- records
 
@@ -396,14 +431,8 @@ class SqliteLedger:
 
     def listen(self, tell: Callable[[], None]) -> None:
         """Call ``tell``, from a thread of its own, when another scheduler says that something is written."""
-        path = self._wakes / self._name
-        unseen = path.with_name(f".{self._name}")
-        with _sqlite.translated(path):
-            os.mkfifo(unseen, 0o600)
-            # Also for writing: it has no end of file, and the reader can be woken to its end.
-            self._fifo = os.open(unseen, os.O_RDWR | os.O_CLOEXEC)
-            # Whoever finds one without a reader takes it for a dead scheduler's.
-            unseen.rename(path)
+        with _sqlite.translated(self._bells.directory):
+            self._fifo = self._bells.hang_up()
         self._listener = threading.Thread(
             target=self._listen, args=(self._fifo, tell), name="canobatch-wake", daemon=True
         )
@@ -431,30 +460,10 @@ class SqliteLedger:
             if self._is_in_step:
                 self._wakes_after = True
                 return
-        with suppress(OSError):
-            for path in self._wakes.iterdir():
-                if path.name != self._name and not path.name.startswith("."):
-                    self._wake(path.name)
-
-    def _wake(self, name: str) -> bool:
-        """Wake a scheduler; returns whether there is one."""
-        path = self._wakes / name
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            # Nobody reads: it has ended without cleaning up.
-            with suppress(OSError):
-                path.unlink()
-            return False
-        try:
-            with suppress(BlockingIOError):
-                os.write(fd, b"!")
-        finally:
-            os.close(fd)
-        return True
+        self._bells.ring_all()
 
     def _is_alive(self, scheduler: str) -> bool:
-        return scheduler == self._name or self._wake(scheduler)
+        return scheduler == self._name or self._bells.reach(scheduler)
 
     def close(self) -> None:
         """Let go of everything."""
@@ -466,8 +475,7 @@ class SqliteLedger:
             self._is_closed = True
             self._connection.close()
         if self._fifo is not None:
-            with suppress(OSError):
-                (self._wakes / self._name).unlink()
+            self._bells.take_down()
             os.write(self._fifo, b"!")
             if self._listener is not None and self._listener is not threading.current_thread():
                 self._listener.join()

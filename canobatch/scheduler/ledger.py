@@ -127,6 +127,15 @@ class Ledger(Protocol):
     def describe_claim(self, flow: str, claim: Claim | None) -> None:
         """Write down what a flow was claimed for; None: nothing any more."""
 
+    def describe_run(self, flow: str, run: Claim) -> None:
+        """Write down a run that needs no claim."""
+
+    def forget_run(self, run_id: str) -> None:
+        """Forget it: it has ended."""
+
+    def lost_runs(self, flow: str) -> Sequence[Claim]:
+        """Return, once, the runs without a claim whose scheduler is no more."""
+
     def release(self, flow: str) -> None:
         """Give a claim back, if there is one."""
 
@@ -140,7 +149,7 @@ class Ledger(Protocol):
         """Return how much waits."""
 
     def unsettled(self) -> Sequence[str]:
-        """Return the flows for which something waits, or that were claimed and not given back."""
+        """Return the flows for which something waits, or that have runs which nobody brought to their end."""
 
     def record(self, record: FlowRecord) -> None:
         """Write down what happened."""
@@ -229,6 +238,16 @@ class MemoryLedger:
 
     def describe_claim(self, flow: str, claim: Claim | None) -> None:
         """Do nothing."""
+
+    def describe_run(self, flow: str, run: Claim) -> None:
+        """Do nothing."""
+
+    def forget_run(self, run_id: str) -> None:
+        """Do nothing."""
+
+    def lost_runs(self, flow: str) -> Sequence[Claim]:  # noqa: ARG002
+        """Return nothing."""
+        return ()
 
     def release(self, flow: str) -> None:
         """Do nothing."""

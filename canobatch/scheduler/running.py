@@ -359,7 +359,7 @@ class RunningScheduler:
                 with self._step(flow.id):
                     flow.on_alarm()
                 at = flow.next_alarm()
-            except CanobatchError:
+            except Exception:  # noqa: BLE001 - one flow's trouble must not end the scheduler of all
                 _log.exception("flow %r could not be looked after; next try in %g s", flow.id, _RETRY.total_seconds())
                 at = now + _RETRY
             self._set_alarm(flow, at)
@@ -377,7 +377,7 @@ class RunningScheduler:
             for flow in self._flows.values():
                 if flow.is_relative:
                     self._set_alarm(flow)
-        except CanobatchError:
+        except Exception:  # noqa: BLE001 - as above
             _log.exception("what other processes have written could not be looked at")
 
     def _obey(self, command: Command) -> None:

@@ -169,7 +169,7 @@ def test_two_servers_share_the_ticks(place):
         process.terminate()
     for process in (first, second):
         assert process.wait(60) == 143
-    records = sqlite3.connect(place.home / "home.db")
+    records = sqlite3.connect(place.home / "flows.db")
     try:
         ticks = [tick for (tick,) in records.execute("SELECT tick FROM records WHERE flow='often' AND kind='fired'")]
     finally:

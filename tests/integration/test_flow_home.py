@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -94,7 +95,8 @@ def ended(*scripts) -> None:
     for script in scripts:
         script.process.send_signal(signal.SIGTERM)
     for script in scripts:
-        assert script.process.wait(NEVER) == 0, script.stderr
+        assert script.process.wait(NEVER) == 0, script.stdout + script.stderr
+        assert script.stderr == ""
         assert script.survivors(within=3.0) == {}
 
 
@@ -167,6 +169,8 @@ def kill_at_random(launch, log, times: int) -> None:
         count = len(log.lines("begin"))
         await_that(lambda: len(log.lines("begin")) > count, "the other should go on", 15.0)
         assert victim.survivors(within=3.0) == {}
+        assert victim.stderr == ""
+        assert scripts[0].process.poll() is None, scripts[0].stdout
         scripts.append(launch(0.2, 0.3))
     assert log.lines("OVERLAP") == []
     ended(*scripts)
@@ -306,3 +310,35 @@ def test_a_reused_pid_is_no_holder(tmp_path):
         assert running.trigger("f").wait(NEVER) == "done"
         assert running.status("f").status is FlowStatus.COMPLETED
         assert [record.kind for record in running.history("f")] == ["interrupted", "fired", "finished"]
+
+
+def test_overlapping_runs_of_a_killed_process_are_recorded(launch, log, tmp_path):
+    """Runs that need no claim are missed too: they are recorded as interrupted, once; those of the living are not."""
+    holder = launch(100_000, 100_000, "allow")
+    await_that(lambda: len(log.lines("begin")) == 1, "the body should run")
+    ((lost, pid),) = log.lines("begin")
+    gate = threading.Event()
+
+    def body():
+        assert gate.wait(NEVER)
+        return "done"
+
+    def scheduler():
+        workflow = Workflow("w").register("start", body, config=TaskConfig(where="parent")).add_exit_state("done")
+        return Scheduler(tmp_path / "home").every("f", workflow, "start", 100_000, overlap="allow")
+
+    with scheduler().start() as living:
+        run = living.trigger("f")
+        holder.process.kill()
+        holder.process.wait(NEVER)
+        with scheduler().start() as other:
+            await_that(lambda: other.history("f")[-1].kind == "interrupted", "it should be recorded")
+            other.stop()
+        assert not is_alive(int(pid))
+        living.trigger("f")
+        gate.set()
+        assert run.wait(NEVER) == "done"
+    with scheduler().start() as last:
+        records = last.history("f")
+    assert [record.run_id for record in records if record.kind == "interrupted"] == [lost]
+    assert [record.kind for record in records].count("finished") == 2

@@ -175,12 +175,13 @@ def test_a_loser_is_killed_at_any_moment_of_its_sending(tmp_path):
 def test_an_attempt_timeout_kills_everything_of_the_attempt(tmp_path):
     """An attempt that outlives its timeout is dead with all it started, its branch timed out, its sibling fine."""
     with Witness(tmp_path, *MIXED) as witness, WorkerPool(5) as pool:
-        config = TaskConfig(attempt_timeout=2.0)
+        config = TaskConfig(attempt_timeout=3.0)
         tasks = [Loser(how, how, str(tmp_path), config) for how in MIXED]
         tasks.append(Winner("sibling", MIXED, str(tmp_path)))
         alive = []
         workflow = Workflow("w").register_split("s", tasks, JoinConfig(JoinStrategy.all(), "end", on_failure="look"))
         workflow.register("look", lambda ctx: alive.extend(witness.survivors()) or "end").add_exit_state("end")
+        pool.warm_up()
         run = workflow.start("s", pool=pool)
         assert run.wait(90) == "end"
         assert alive == []
@@ -190,8 +191,8 @@ def test_an_attempt_timeout_kills_everything_of_the_attempt(tmp_path):
         error = split[1].error
         assert isinstance(error, TaskTimeoutError)
         assert isinstance(error, TimeoutError)
-        assert (error.limit, error.state, error.branch, error.attempt) == (2.0, "s", 1, 1)
-        assert "2 s" in str(error)
+        assert (error.limit, error.state, error.branch, error.attempt) == (3.0, "s", 1, 1)
+        assert "3 s" in str(error)
         assert_works(pool)
 
 
@@ -205,7 +206,7 @@ def test_a_killed_attempt_is_dead_when_the_next_one_runs(tmp_path):
         return "end" if not any(map(is_alive, Scene(tmp_path).pids("first"))) else "alive"
 
     with second, WorkerPool(1) as pool:
-        config = TaskConfig(attempt_timeout=2.0, retry=Retry.fixed(1, 0.0))
+        config = TaskConfig(attempt_timeout=3.0, retry=Retry.fixed(1, 0.0))
         workflow = Workflow("w").register("s", task, config=config).add_exit_states(["end", "alive"])
         run = workflow.start("s", pool=pool)
         assert run.wait(60) == "end"
@@ -216,7 +217,7 @@ def test_a_killed_attempt_is_dead_when_the_next_one_runs(tmp_path):
 def test_a_single_task_that_times_out_is_killed(tmp_path):
     """A single task with a timeout is killed with all it started, and the error is of that state."""
     with Witness(tmp_path, "loser") as witness, WorkerPool(1) as pool:
-        task = Loser("loser", "runs_a_command", str(tmp_path), TaskConfig(attempt_timeout=1.5, retry=Retry.fixed(1, 0)))
+        task = Loser("loser", "runs_a_command", str(tmp_path), TaskConfig(attempt_timeout=3.0, retry=Retry.fixed(1, 0)))
         workflow = Workflow("w").register("s", task).add_exit_state("end")
         with pytest.raises(RetryExhaustedError) as caught:
             workflow.orchestrate("s", pool=pool)
@@ -328,6 +329,7 @@ def test_a_total_timeout_kills_what_runs(tmp_path):
         join = JoinConfig(JoinStrategy.all(), "end", on_timeout="end")
         workflow = Workflow("w", total_timeout=3.0)
         workflow.register_split("s", [Loser(how, how, str(tmp_path)) for how in MIXED], join).add_exit_state("end")
+        pool.warm_up()
         with pytest.raises(WorkflowTimeoutError) as caught:
             workflow.start("s", pool=pool).wait(60)
         assert witness.survivors() == []

@@ -166,13 +166,15 @@ def test_a_run_that_is_stopped_writes_nothing_of_its_split(how, tmp_path):
         return item
 
     store = filled()
-    join = JoinConfig(JoinStrategy.all(), "end", timeout=2.0 if how == "split timeout" else None, into="v")
-    total_timeout = 2.0 if how == "total timeout" else None
+    join = JoinConfig(JoinStrategy.all(), "end", timeout=3.0 if how == "split timeout" else None, into="v")
+    total_timeout = 3.0 if how == "total timeout" else None
     workflow = Workflow("w", store=store, total_timeout=total_timeout).register_map("s", branch, range(3), join)
     with WorkerPool(3) as pool:
+        pool.warm_up()
         run = workflow.add_exit_state("end").start("s", pool=pool)
+        # Before the timeout, or there is nothing to show.
+        Scene(tmp_path).await_runs("last")
         if how == "cancel":
-            Scene(tmp_path).await_runs("last")
             run.cancel()
         with pytest.raises((RunCancelledError, WorkflowTimeoutError, JoinError)):
             run.wait(60)

@@ -22,6 +22,7 @@ from canobatch import (
     WorkflowError,
     _faults,
 )
+from canobatch.engine import records
 from canobatch.errors import (
     ConfigurationError,
     JournalError,
@@ -334,6 +335,48 @@ def test_a_generator_is_read_again_and_recorded_items_are_skipped(shared_pool, t
     assert run.store.get("values") == list(range(50))
     assert recorded
     assert all(marks(tmp_path)[str(index)] == 1 for index in recorded)
+
+
+def test_very_many_branches_leave_counts_after_a_resume_too(shared_pool, tmp_path, points, monkeypatch):
+    """Beyond a number of them branches are counted, not kept: those of an earlier life, and of an earlier split."""
+    monkeypatch.setattr(records, "KEPT", 10)
+    journal = SqliteJournal(tmp_path / "home")
+
+    def work(ctx, item):
+        mark(tmp_path, item)
+        if item % 10 == 9:
+            raise ValueError(item)
+        return item
+
+    def look(ctx):
+        result = ctx.split("MAP")
+        ctx.store.put("counts", result.counts)
+        ctx.store.put("kept", [branch.index for branch in result])
+        if marks(tmp_path)["look"] == 0:
+            mark(tmp_path, "look")
+            raise ValueError("once")
+        return "DONE"
+
+    def workflow():
+        join = JoinConfig(JoinStrategy.partial_results(36), "LOOK", into="values")
+        return simple(tmp_path, journal, join, list(range(40)), work).register("LOOK", look)
+
+    interrupt(workflow(), points, shared_pool, ("engine.commit.before", 1))
+    with pytest.raises(TaskError, match="once"):
+        workflow().resume("r", pool=shared_pool)
+    (visit, *_) = journal.run("r").visits
+    assert visit.total == 40
+    run = workflow().start_resume("r", pool=shared_pool)
+    assert run.wait() == "DONE"
+    counts = run.store.get("counts")
+    assert counts["succeeded"] == 36
+    assert sum(counts.values()) == 40
+    kept = run.store.get("kept")
+    # The last ones may have been cut before they could fail.
+    assert kept[:10] == list(range(10))
+    assert set(kept[10:]) <= {19, 29, 39}
+    assert run.store.get("values") == [index for index in range(40) if index % 10 != 9]
+    assert {marks(tmp_path)[str(index)] for index in range(40) if index % 10 != 9} == {1}
 
 
 def test_what_on_failure_followed_is_known_after_a_resume(shared_pool, tmp_path, points):

@@ -46,6 +46,16 @@ def test_a_run_that_is_cancelled_before_it_begins_enters_no_task():
     assert entered == []
 
 
+def test_how_long_to_wait_may_be_a_timedelta():
+    """Like every duration."""
+    gate = threading.Event()
+    run = workflow(lambda: gate.wait(NEVER) and "done").start("start")
+    with pytest.raises(TimeoutError, match=r"has not ended within 0\.01 s"):
+        run.wait(timedelta(milliseconds=10))
+    gate.set()
+    assert run.wait(timedelta(days=100_000_000)) == "done"
+
+
 def test_who_watches_is_told_before_who_waits():
     """The watcher sees the report of the whole run; wait returns after it."""
     seen, gate = [], threading.Event()

@@ -14,13 +14,16 @@ from canobatch import (
     JoinConfig,
     JoinError,
     JoinStrategy,
+    RateLimiter,
     Retry,
+    RunCancelledError,
     TaskConfig,
     TaskError,
     WorkerLostError,
     Workflow,
 )
 from canobatch.errors import ConfigurationError, PayloadError, StoreKeyError, StoreTypeError, WorkflowError
+from canobatch.models import Pending, PollTask, TimerTask
 from tests.support.branches import FOREVER, Act, map_of, ran, split_of, statuses
 from tests.support.models import SOON, Recorder, began, state_of
 from tests.support.watch import await_that
@@ -219,6 +222,61 @@ def test_w8_the_total_timeout_holds_between_states(shared_pool):
     with pytest.raises(TimeoutError):
         began(flow, shared_pool).wait(30)
     assert time.monotonic() - began_at < 20
+
+
+#: Seconds for which no call of the system can wait.
+AGES = 1e300
+
+
+class Sleeper(TimerTask):
+    """Waits for ages."""
+
+    def wait(self):
+        return AGES
+
+    def after_wait(self):
+        return "end"
+
+
+class Poller(PollTask):
+    """Is never ready."""
+
+    def poll(self):
+        return Pending(AGES)
+
+
+def fail():
+    """A task that fails."""
+    raise OSError("no")
+
+
+def spent():
+    """Return a limiter that has nothing left for ages."""
+    limiter = RateLimiter(1, per=AGES)
+    limiter.acquire()
+    return limiter
+
+
+@pytest.mark.parametrize(
+    "flow",
+    [
+        state_of(Sleeper()),
+        state_of(Poller()),
+        state_of(fail, config=TaskConfig(retry=Retry.fixed(1, AGES))),
+        state_of(Act("hang"), total_timeout=AGES, config=TaskConfig(attempt_timeout=AGES)),
+        state_of(Act("hang"), config=TaskConfig(where="worker", rate_limiter=spent())),
+    ],
+    ids=["timer", "poll", "retry", "timeouts", "limiter"],
+)
+def test_a_wait_for_ages_is_a_wait(flow, shared_pool):
+    """However long a delay or a limit is, it is kept, and a cancel ends it."""
+    run = began(flow, shared_pool)
+    await_that(lambda: run.report().state == "S", "the state should be entered")
+    with pytest.raises(TimeoutError, match="has not ended"):
+        run.wait(0.3)
+    run.cancel("enough")
+    with pytest.raises(RunCancelledError, match="enough"):
+        run.wait(AGES)
 
 
 def test_w25_a_branch_in_its_back_off_holds_no_place(shared_pool, tmp_path):

@@ -435,13 +435,13 @@ def test_an_end_that_cannot_be_written_down_strands_no_flow(node, body, monkeypa
 
 
 def test_a_file_that_is_no_database_is_left_alone(home, body):
-    """A home.db of something else is an error that names it, and is not touched."""
+    """A flows.db of something else is an error that names it, and is not touched."""
     home.mkdir()
-    (home / "home.db").write_bytes(b"not a database at all, but 64 bytes or more of something else entirely")
-    before = (home / "home.db").read_bytes()
+    (home / "flows.db").write_bytes(b"not a database at all, but 64 bytes or more of something else entirely")
+    before = (home / "flows.db").read_bytes()
     with pytest.raises(JournalError, match=r"flows\.db"):
         Scheduler(home).manual("f", body.workflow, "start").start()
-    assert (home / "home.db").read_bytes() == before
+    assert (home / "flows.db").read_bytes() == before
 
 
 def test_a_home_that_cannot_be_made_is_an_error(tmp_path, body):

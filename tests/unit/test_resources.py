@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import threading
+from datetime import timedelta
 
 import cloudpickle
 import pytest
@@ -49,6 +50,32 @@ def test_a_key_that_is_taken_is_an_error():
     with pytest.raises(ConfigurationError, match="there is a resource 'a' already"):
         resources.insert("a", Noted("b", []))
     assert resources["a"] is first
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("nan"), "60"])
+def test_an_impossible_hook_timeout_is_refused(limit):
+    """A hook that could never end in time is an error at once, not in a run."""
+
+    class Hasty(Resource):
+        hook_timeout = limit
+
+    with pytest.raises(ConfigurationError, match="resource 'a': hook_timeout must be above 0 seconds"):
+        Resources({"a": Hasty()})
+
+
+@pytest.mark.parametrize("limit", [timedelta(seconds=5), 1e300, None])
+def test_a_hook_timeout_may_be_any_duration(limit):
+    """A timedelta, longer than anybody lives, or no limit."""
+    notes = []
+
+    class Patient(Resource):
+        hook_timeout = limit
+
+        def setup(self):
+            notes.append("set up")
+
+    with Resources({"a": Patient()}).held():
+        assert notes == ["set up"]
 
 
 def test_inserting_chains_and_keeps_the_order():

@@ -284,3 +284,27 @@ def test_reading_creates_nothing(tmp_path):
     with pytest.raises(RunNotFoundError):
         take_over(journal)
     assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_large_parameters_have_a_file(journal):
+    """They are written once, not with every change of the run's row; a damaged file is an error."""
+    run = journal.begin(new_run(params=LARGE))
+    run.own("token").wait()
+    run.close()
+    (path,) = (journal.directory / "runs" / "r" / "values").iterdir()
+    assert path.stat().st_size == len(LARGE)
+    assert (journal.directory / "runs" / "r" / "run.db").stat().st_size < len(LARGE) / 4
+    for _ in range(2):
+        run, recovered = take_over(journal)
+        assert recovered.params == LARGE
+        run.close()
+    path.write_bytes(LARGE[:-1] + b"?")
+    assert journal.run("r").summary.status is RunStatus.INTERRUPTED
+    with pytest.raises(JournalError, match="does not hold what was written"):
+        take_over(journal)
+    path.write_bytes(LARGE)
+    run, recovered = take_over(journal)
+    assert recovered.params == LARGE
+    run.end(RunStatus.COMPLETED)
+    assert journal.prune() == ["r"]
+    assert not path.exists()

@@ -159,6 +159,12 @@ def _keep_home(ctx: click.Context, _: click.Parameter, value: Path | None) -> No
         ctx.meta[HOME] = value
 
 
+def is_verbose() -> bool:
+    """Return whether this invocation was given ``-v``."""
+    ctx = click.get_current_context(silent=True)
+    return ctx is not None and bool(ctx.meta.get(_VERBOSE, False))
+
+
 def json_option(command: _F) -> _F:
     """Add ``--json``."""
     return click.option("--json", "as_json", cls=Option, is_flag=True, help="Print JSON.")(command)

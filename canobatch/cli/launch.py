@@ -18,6 +18,7 @@ from canobatch.cli import exits, summary, text
 from canobatch.cli.command import Failure, colour, say
 from canobatch.cli.home import Bell
 from canobatch.cli.progress import Progress
+from canobatch.cli.records import show_records
 from canobatch.cli.view import make_view
 from canobatch.errors import CanobatchError, RunCancelledError
 from canobatch.pool import WorkerPool
@@ -91,6 +92,7 @@ def follow(
     """
     told: queue.SimpleQueue[int] = queue.SimpleQueue()
     progress = Progress()
+    show_records()
     with _signals(told), ExitStack() as stack:
         run = start([progress] if is_shown else [])
         run.watch(lambda: told.put(0))

@@ -135,6 +135,19 @@ def test_logs_keep_attempts_apart(place):
     assert facts["text"] == "branch 1 attempt 2\n"
 
 
+def test_what_tasks_log_is_told_at_once(place):
+    """Warnings of workers are lines of standard error, with -v the rest too."""
+    place.write(
+        "logging_flow.py",
+        "def one(ctx):\n    ctx.logger.info('a detail')\n    ctx.logger.warning('mind the gap')\n    return 'done'\n"
+        "flow = Workflow('logging').register('one', one).add_exit_state('done')\n",
+    )
+    quiet = place.run("run", "logging_flow.py").stderr
+    assert "warning: mind the gap" in quiet
+    assert "a detail" not in quiet
+    assert "a detail" in place.run("run", "logging_flow.py", "-v").stderr
+
+
 def test_logs_follow_a_run_to_its_end(place):
     """-f shows what is printed as it comes, and ends with the run."""
     place.write("long.py", LONG)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
+import subprocess
 import threading
 import time
 from datetime import timedelta
@@ -14,7 +16,7 @@ import psutil
 import pytest
 
 from canobatch import TaskConfig, Workflow
-from canobatch.errors import ConfigurationError
+from canobatch.errors import ConfigurationError, FlowOverlapError
 from canobatch.scheduler import FlowHome, FlowStatus, Scheduler
 from canobatch.scheduler.home import SqliteLedger
 from canobatch.scheduler.ledger import Claim
@@ -100,26 +102,46 @@ def ended(*scripts) -> None:
         assert script.survivors(within=3.0) == {}
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_schedulers_share_the_ticks(launch, log, tmp_path, count):
-    """Of 0.2 s ticks each runs exactly once, or is skipped with a reason; none is missing from the grid."""
-    scripts = [launch(0.2, 0, waits=False) for _ in range(count)]
+def share_ticks(launch, log, home, count, interval, bodies, timeout=NEVER):
+    """Let some schedulers run a flow until so many bodies have ended; each tick must be in the records once.
+
+    Returns:
+        The records.
+    """
+    scripts = [launch(interval, 0, waits=False) for _ in range(count)]
     for script in scripts:
         script.wait_for("serving")
-    await_that(lambda: len(log.lines("end")) >= 12, "twelve bodies should end")
+    await_that(lambda: len(log.lines("end")) >= bodies, f"{bodies} bodies should end", timeout)
     ended(*scripts)
-    with FlowHome(tmp_path / "home") as home:
-        records = home.history("f", 1000)
+    with FlowHome(home) as flows:
+        records = flows.history("f", 1000)
     fired = [record for record in records if record.kind == "fired"]
     assert sorted(run for run, _ in log.lines("begin")) == sorted(record.run_id for record in fired)
     assert log.lines("OVERLAP") == []
     # Each tick of the grid is in the records, once.
-    step = timedelta(seconds=0.2)
+    step = timedelta(seconds=interval)
     ticks = []
     for record in records:
         if record.kind in ("fired", "skipped"):
             ticks += [record.tick + n * step for n in range(record.count)]
     assert sorted(ticks) == [min(ticks) + n * step for n in range(len(ticks))]
+    return records
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_schedulers_share_the_ticks(launch, log, tmp_path, count):
+    """Of 0.2 s ticks each runs exactly once, or is skipped with a reason; none is missing from the grid."""
+    share_ticks(launch, log, tmp_path / "home", count, 0.2, 12)
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_schedulers_share_the_ticks_of_a_minute(launch, log, tmp_path, count):
+    """For 60 s of one-second ticks, every one runs, exactly once."""
+    records = share_ticks(launch, log, tmp_path / "home", count, 1.0, 60, 120.0)
+    assert [record for record in records if record.kind == "skipped"] == []
+    assert len(log.lines("begin")) >= 60
 
 
 def test_a_killed_holder_frees_its_flow_at_once(launch, log, tmp_path):
@@ -342,3 +364,33 @@ def test_overlapping_runs_of_a_killed_process_are_recorded(launch, log, tmp_path
         records = last.history("f")
     assert [record.run_id for record in records if record.kind == "interrupted"] == [lost]
     assert [record.kind for record in records].count("finished") == 2
+
+
+#: Starts a script in a pid namespace of its own, with a /proc of its own, as in a container.
+APART = """
+import os, sys
+os.execvp("unshare", [*"unshare --pid --fork --kill-child --mount-proc".split(), sys.executable, *sys.argv[1:]])
+"""
+
+
+def test_a_holder_in_another_pid_namespace(start_script, log, tmp_path):
+    """The lock says that it lives, and that it is dead: its pid means somebody else here, who lives on."""
+    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "true"]
+    if shutil.which("unshare") is None or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("pid namespaces need unshare and root")
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    holder = start_script(APART, program, tmp_path / "home", 100_000, 100_000, "skip", "")
+    await_that(lambda: len(log.lines("begin")) == 1, "the body should run")
+    ((run_id, _),) = log.lines("begin")
+    workflow = Workflow("w").register("start", lambda: "done", config=TaskConfig(where="parent")).add_exit_state("done")
+    with Scheduler(tmp_path / "home").every("f", workflow, "start", 100_000).start() as running:
+        assert running.status("f").status is FlowStatus.RUNNING
+        with pytest.raises(FlowOverlapError):
+            running.trigger("f")
+        holder.process.kill()
+        assert holder.survivors(within=NEVER) == {}
+        assert running.trigger("f").wait(NEVER) == "done"
+        records = running.history("f")
+    assert [record.kind for record in records] == ["fired", "interrupted", "fired", "finished"]
+    assert records[1].run_id == run_id

@@ -65,14 +65,18 @@ def tell(taker, text):
     taker.stdin.flush()
 
 
-def test_of_two_processes_that_take_a_run_over_one_wins(tmp_path):
-    """In each of 30 races exactly one gets the run; the other is told who has it."""
-    journal = SqliteJournal(tmp_path)
-    takers = [start_taker(tmp_path), start_taker(tmp_path)]
+#: A pid namespace of its own: two containers on one volume, where neither sees the other's process.
+APART = ("unshare", "--pid", "--fork", "--kill-child")
+
+
+def race(home, times, *prefix):
+    """Let two processes take over the same runs at the same time: exactly one gets each, and the other is told."""
+    journal = SqliteJournal(home)
+    takers = [start_taker(home, *prefix), start_taker(home, *prefix)]
     try:
         for taker in takers:
             assert taker.stdout.readline() == "ready\n"
-        for number in range(30):
+        for number in range(times):
             journal.begin(new_run(f"r{number}")).close()
             for taker in takers:
                 tell(taker, f"r{number}")
@@ -80,36 +84,8 @@ def test_of_two_processes_that_take_a_run_over_one_wins(tmp_path):
             assert sorted(answer[0] for answer in answers) == ["lost", "won"]
             winner = [answer[0] for answer in answers].index("won")
             assert answers[winner] == ["won", "2"]
-            assert answers[1 - winner][1] in {str(takers[winner].pid), str(os.getpid())}
-            for taker in takers:
-                tell(taker, "close")
-                assert taker.stdout.readline() == "closed\n"
-    finally:
-        for taker in takers:
-            taker.stdin.close()
-            taker.wait(30)
-            taker.stdout.close()
-
-
-def test_an_owner_in_another_pid_namespace_keeps_its_run(tmp_path):
-    """Two containers on one volume: neither sees the other's process, and still only one has the run."""
-    prefix = ["unshare", "--pid", "--fork", "--kill-child"]
-    if (
-        shutil.which("unshare") is None
-        or subprocess.run([*prefix, "true"], check=False, capture_output=True).returncode
-    ):
-        pytest.skip("pid namespaces need unshare and root")
-    journal = SqliteJournal(tmp_path)
-    takers = [start_taker(tmp_path, *prefix), start_taker(tmp_path, *prefix)]
-    try:
-        for taker in takers:
-            assert taker.stdout.readline() == "ready\n"
-        for number in range(5):
-            journal.begin(new_run(f"r{number}")).close()
-            for taker in takers:
-                tell(taker, f"r{number}")
-            answers = [taker.stdout.readline().split() for taker in takers]
-            assert sorted(answer[0] for answer in answers) == ["lost", "won"]
+            if not prefix:
+                assert answers[1 - winner][1] in {str(takers[winner].pid), str(os.getpid())}
             assert journal.runs()[0].status is RunStatus.RUNNING
             for taker in takers:
                 tell(taker, "close")
@@ -121,6 +97,36 @@ def test_an_owner_in_another_pid_namespace_keeps_its_run(tmp_path):
             taker.stdout.close()
 
 
+@pytest.fixture
+def apart():
+    """What puts a process into a pid namespace of its own."""
+    if shutil.which("unshare") is None or subprocess.run([*APART, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("pid namespaces need unshare and root")
+    return APART
+
+
+def test_of_two_processes_that_take_a_run_over_one_wins(tmp_path):
+    """Ten races."""
+    race(tmp_path, 10)
+
+
+def test_an_owner_in_another_pid_namespace_keeps_its_run(tmp_path, apart):
+    """Five races of two namespaces."""
+    race(tmp_path, 5, *apart)
+
+
+@pytest.mark.stress
+def test_of_two_processes_one_wins_each_of_many_races(tmp_path):
+    """Fifty races."""
+    race(tmp_path, 50)
+
+
+@pytest.mark.stress
+def test_of_two_pid_namespaces_one_wins_each_of_many_races(tmp_path, apart):
+    """Fifty races of two namespaces."""
+    race(tmp_path, 50, *apart)
+
+
 def test_of_two_threads_that_take_a_run_over_one_wins(tmp_path):
     """The same within a process: 30 races of two threads."""
     journal = SqliteJournal(tmp_path)
@@ -128,14 +134,14 @@ def test_of_two_threads_that_take_a_run_over_one_wins(tmp_path):
         journal.begin(new_run(f"r{number}")).close()
         barrier, won, lost = threading.Barrier(2), [], []
 
-        def race():
+        def take():
             barrier.wait()
             try:
                 won.append(take_over(journal, f"r{number}")[0])
             except RunInUseError as error:
                 lost.append(error)
 
-        threads = [threading.Thread(target=race) for _ in range(2)]
+        threads = [threading.Thread(target=take) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -546,9 +546,10 @@ def test_what_a_dead_owner_left_is_killed(start_script, tmp_path):
     assert not is_alive(left)
 
 
-def test_of_two_who_resume_one_wins(shared_pool, tmp_path, points):
+@pytest.mark.parametrize("times", [8, pytest.param(50, marks=pytest.mark.stress)])
+def test_of_two_who_resume_one_wins(times, shared_pool, tmp_path, points):
     """Resumed by two at once, a run goes on once: the other is told, and nothing runs twice."""
-    for number in range(8):
+    for number in range(times):
         place = tmp_path / str(number)
         place.mkdir()
         journal = SqliteJournal(place / "home")

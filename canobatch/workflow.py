@@ -103,6 +103,11 @@ class Workflow(Registration):
         return self._journal
 
     @property
+    def resources(self) -> Resources:
+        """What its tasks find by ``ctx.resource``."""
+        return self._resources
+
+    @property
     def has_journal(self) -> bool:
         """Whether its runs are recorded, and can be resumed."""
         return self._journal is not None

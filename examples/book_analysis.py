@@ -12,6 +12,7 @@ result does not depend on which book that was.
     python examples/book_analysis.py --books DIR      # DIR/index.json and the files it names
     python examples/book_analysis.py --download       # four books of Project Gutenberg
     python examples/book_analysis.py --scheduled      # each batch is a flow of one scheduler
+    python examples/book_analysis.py --journal DIR    # killed and called again, it goes on where it was
 """
 
 import argparse
@@ -43,6 +44,8 @@ from canobatch import (
     WorkerPool,
     Workflow,
 )
+from canobatch.errors import RunNotFoundError
+from canobatch.journal import Journal, SqliteJournal
 from canobatch.scheduler import Scheduler
 
 PREPOSITIONS = tuple(
@@ -241,24 +244,29 @@ def summarise(ctx: TaskContext) -> S:
     return final
 
 
-workflow = (
-    Workflow("book batch", params=Batch)
-    .register_map(S.DOWNLOAD, download, batch_books, JoinConfig(JoinStrategy.all(), S.ANALYSE, timeout=120))
-    .register_map(
-        S.ANALYSE,
-        analyse_book,
-        batch_books,
-        JoinConfig(JoinStrategy.percentage(ENOUGH), S.CATCH_UP, timeout=60, on_failure=S.CATCH_UP),
+def batch_workflow(journal: Journal | None = None) -> Workflow:
+    """Return what is done with a batch; with a journal, a run that was killed can be resumed."""
+    return (
+        Workflow("book batch", params=Batch, journal=journal)
+        .register_map(S.DOWNLOAD, download, batch_books, JoinConfig(JoinStrategy.all(), S.ANALYSE, timeout=120))
+        .register_map(
+            S.ANALYSE,
+            analyse_book,
+            batch_books,
+            JoinConfig(JoinStrategy.percentage(ENOUGH), S.CATCH_UP, timeout=60, on_failure=S.CATCH_UP),
+        )
+        .register_map(
+            S.CATCH_UP,
+            analyse_book,
+            cut_books,
+            JoinConfig(JoinStrategy.all(), S.SUMMARISE, timeout=60, on_failure=S.SUMMARISE),
+        )
+        .register(S.SUMMARISE, summarise)
+        .add_exit_states([S.COMPLETE, S.INCOMPLETE])
     )
-    .register_map(
-        S.CATCH_UP,
-        analyse_book,
-        cut_books,
-        JoinConfig(JoinStrategy.all(), S.SUMMARISE, timeout=60, on_failure=S.SUMMARISE),
-    )
-    .register(S.SUMMARISE, summarise)
-    .add_exit_states([S.COMPLETE, S.INCOMPLETE])
-)
+
+
+workflow = batch_workflow()
 
 
 # ---------------------------------------------------------------- level 2: all batches
@@ -295,14 +303,25 @@ def follow(runs: Sequence[Run]) -> None:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def run_side_by_side(batches: Sequence[Batch], pool: WorkerPool | None) -> list[Run]:
+def start(workflow: Workflow, batch: Batch, pool: WorkerPool | None) -> Run:
+    """Start the run of a batch, or go on with the one that the journal has of the same books."""
+    if not workflow.has_journal:
+        return workflow.start(S.DOWNLOAD, pool=pool, params=batch)
+    run_id = f"{batch.name}-{hashlib.sha256(repr(batch).encode()).hexdigest()[:12]}"
+    try:
+        return workflow.start_resume(run_id, pool=pool)
+    except RunNotFoundError:
+        return workflow.start(S.DOWNLOAD, pool=pool, run_id=run_id, params=batch)
+
+
+def run_side_by_side(workflow: Workflow, batches: Sequence[Batch], pool: WorkerPool | None) -> list[Run]:
     """Run all batches; they share the workers."""
-    runs = [workflow.start(S.DOWNLOAD, pool=pool, params=batch) for batch in batches]
+    runs = [start(workflow, batch, pool) for batch in batches]
     follow(runs)
     return runs
 
 
-def run_scheduled(batches: Sequence[Batch], pool: WorkerPool | None) -> list[Run]:
+def run_scheduled(workflow: Workflow, batches: Sequence[Batch], pool: WorkerPool | None) -> list[Run]:
     """Do the same with a manual flow for each batch: a batch could be run again while the others go on."""
     scheduler = Scheduler(pool=pool)
     for batch in batches:
@@ -314,14 +333,19 @@ def run_scheduled(batches: Sequence[Batch], pool: WorkerPool | None) -> list[Run
 
 
 def analyse_library(
-    library: Sequence[Book], pool: WorkerPool | None = None, *, is_scheduled: bool = False
+    library: Sequence[Book],
+    pool: WorkerPool | None = None,
+    *,
+    is_scheduled: bool = False,
+    journal: Journal | None = None,
 ) -> dict[str, Any]:
     """Run all batches and reduce what they found."""
     batches = [
         Batch(f"batch-{number}", tuple(library[at : at + BATCH_SIZE]))
         for number, at in enumerate(range(0, len(library), BATCH_SIZE), 1)
     ]
-    runs = run_scheduled(batches, pool) if is_scheduled else run_side_by_side(batches, pool)
+    run_all = run_scheduled if is_scheduled else run_side_by_side
+    runs = run_all(batch_workflow(journal) if journal else workflow, batches, pool)
     books = [book for run in runs for book in run.store.get("books")]
     ranking = [book["title"] for book in ranked(books)]
     return {
@@ -377,6 +401,7 @@ def main() -> int:
     source.add_argument("--download", action="store_true", help="fetch four books of Project Gutenberg")
     parser.add_argument("--workers", type=at_least_one, metavar="N", help="default: one per core")
     parser.add_argument("--scheduled", action="store_true", help="run the batches as flows of a scheduler")
+    parser.add_argument("--journal", type=Path, metavar="DIR", help="record the runs; go on with those DIR has")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     try:
@@ -385,7 +410,8 @@ def main() -> int:
         return fail(f"cannot read the list of books: {type(error).__name__}: {error}")
     try:
         with WorkerPool(args.workers) if args.workers else contextlib.nullcontext() as pool:
-            report = analyse_library(library, pool, is_scheduled=args.scheduled)
+            journal = SqliteJournal(args.journal) if args.journal else None
+            report = analyse_library(library, pool, is_scheduled=args.scheduled, journal=journal)
     except JoinError as error:
         return fail(reason(error.result.errors[0]) if error.result.errors else str(error))
     except CanobatchError as error:

@@ -25,6 +25,7 @@ from canobatch.scheduler.pings import Pinger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from contextlib import ExitStack
     from datetime import datetime
     from types import TracebackType
 
@@ -64,8 +65,11 @@ class RunningScheduler:
         clock: Clock,
         pool: Callable[[], Backend],
         observers: Sequence[Observer],
+        held: ExitStack,
     ) -> None:
         self._clock = clock
+        #: The resources of the workflows; let go of at the end.
+        self._held = held
         self._ledger = ledger
         self._observers = tuple(observers)
         self._pinger = Pinger()
@@ -324,6 +328,7 @@ class RunningScheduler:
                 pass
         finally:
             self._pinger.close(_LAST_SECONDS)
+            self._held.close()
             self._ledger.close()
             self._ended.set()
             self._for_server.put(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from canobatch.errors import ConfigurationError, SchedulerError
@@ -169,12 +170,15 @@ class Scheduler:
         return self
 
     def start(self) -> RunningScheduler:
-        """Check every flow, then begin to run them.
+        """Check every flow, then set up the resources of their workflows, and begin to run them.
+
+        The resources stay set up until the scheduler has stopped and the last run has ended.
 
         Raises:
             ConfigurationError: A workflow, an initial state or parameters of a flow cannot work; nothing runs.
             SchedulerError: It runs already, or its home knows a flow with another schedule.
             JournalError: Its home cannot be used.
+            ResourceError: A resource could not be set up; those before it are torn down again.
         """
         if self._running is not None and not self._running.is_stopped:
             raise SchedulerError("this scheduler runs already; stop it first, or build another one")
@@ -185,15 +189,20 @@ class Scheduler:
                 raise ConfigurationError(f"flow {spec.id!r}: {error}", error.problems) from error
         pool = self._pool
         ledger = MemoryLedger() if self._home is None else SqliteLedger(self._home)
+        held = ExitStack()
         try:
+            for spec in self._specs.values():
+                held.enter_context(spec.workflow.resources.held())
             self._running = RunningScheduler(
                 self._specs.values(),
                 ledger=ledger,
                 clock=self._clock,
                 pool=default_pool if pool is None else lambda: pool,
                 observers=self._observers,
+                held=held,
             )
         except BaseException:
+            held.close()
             ledger.close()
             raise
         return self._running

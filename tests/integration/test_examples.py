@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from canobatch.journal import RunStatus, SqliteJournal
+from tests.support.watch import await_that
+
 if TYPE_CHECKING:
     from tests.conftest import RunScript, StartScript
 
@@ -291,6 +294,21 @@ def test_made_books_give_the_same_report_twice(books_report: Callable[..., Repor
 def test_books_analysed_by_flows_give_the_same_report(books_report: Callable[..., Report]) -> None:
     """Each batch as a manual flow of one scheduler, triggered, awaited and reduced: nothing else comes out."""
     assert books_report("--scheduled") == books_report()
+
+
+def test_a_killed_analysis_of_books_goes_on(
+    books_report: Callable[..., Report], start_script: StartScript, tmp_path: Path
+) -> None:
+    """With a journal the same call again gives the same report, also after a kill in its midst."""
+    home = tmp_path / "home"
+    script = start_script(EXAMPLES / "book_analysis.py", "--journal", home)
+    journal = SqliteJournal(home)
+    await_that(lambda: any(journal.run(run.run_id).visits[1:] for run in journal.runs()), "a batch should be fetched")
+    script.process.kill()
+    assert script.process.wait() == -signal.SIGKILL
+    assert script.survivors(within=3.0) == {}
+    assert books_report("--journal", home) == books_report() == books_report("--journal", home)
+    assert [run.status for run in journal.runs()] == [RunStatus.COMPLETED] * 3
 
 
 def test_rankings_break_ties_by_title(books_report: Callable[..., Report]) -> None:

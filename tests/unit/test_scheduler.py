@@ -11,12 +11,13 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from canobatch import RunCancelledError, TaskConfig, TaskError, Workflow
+from canobatch import Resource, RunCancelledError, TaskConfig, TaskError, Workflow
 from canobatch.errors import (
     ConfigurationError,
     FlowOverlapError,
     FlowPausedError,
     FlowTrippedError,
+    ResourceError,
     SchedulerError,
     UnknownFlowError,
 )
@@ -1119,3 +1120,53 @@ def test_a_service_that_does_not_answer_holds_nothing_up(by_hand, body, ping_ser
     assert running.trigger("f").wait(NEVER) == "done"
     running.stop()
     assert sum("the ping" in record.message for record in caplog.records) == 2
+
+
+# -- resources
+
+
+class Opened(Resource):
+    """Says when it is set up and torn down."""
+
+    def __init__(self, name, told, fails=False) -> None:
+        self.name, self.told, self.fails = name, told, fails
+
+    def setup(self) -> None:
+        """Say so."""
+        if self.fails:
+            raise OSError("not there")
+        self.told.append(f"{self.name} up")
+
+    def teardown(self) -> None:
+        """Say so."""
+        self.told.append(f"{self.name} down")
+
+
+def with_resource(told, name, **facts):
+    """Return a workflow that says when it runs."""
+    workflow = Workflow(name, resources={"thing": Opened(name, told, **facts)})
+    return workflow.register("start", lambda: told.append(name) or "done", config=HERE).add_exit_state("done")
+
+
+def test_resources_live_as_long_as_the_scheduler(make):
+    """They are set up once, in the order of the flows, and torn down when it has stopped, last in first out."""
+    told = []
+    first = with_resource(told, "a")
+    scheduler = make().manual("a", first, "start").manual("b", with_resource(told, "b"), "start")
+    running = scheduler.manual("also a", first, "start").start()
+    assert told == ["a up", "b up"]
+    for flow in ("a", "also a", "b"):
+        running.trigger(flow).wait(NEVER)
+    running.stop()
+    assert told == ["a up", "b up", "a", "a", "b", "b down", "a down"]
+
+
+def test_a_resource_that_cannot_be_set_up_is_an_error_at_the_start(make):
+    """Nothing runs, what was set up before is torn down, and no thread is left."""
+    told = []
+    threads = threading.active_count()
+    scheduler = make().manual("a", with_resource(told, "a"), "start")
+    with pytest.raises(ResourceError, match="not there"):
+        scheduler.manual("b", with_resource(told, "b", fails=True), "start").start()
+    assert told == ["a up", "a down"]
+    assert threading.active_count() == threads

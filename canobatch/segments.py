@@ -388,7 +388,7 @@ def fill(ticket: Ticket, layout: Layout) -> tuple[bytes, int]:
             fd = _shm.open_path(path, os.O_RDWR)
         _write(fd, offset, layout.with_header(uid))
         if kind == "memfd":
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _ALL_SEALS)
+            _seal(fd)
             done, fd = fd, -1
             return uid, done
     except OSError as error:
@@ -399,7 +399,19 @@ def fill(ticket: Ticket, layout: Layout) -> tuple[bytes, int]:
     return uid, -1
 
 
-_ALL_SEALS = 1 | 2 | 4 | 8  # SEAL, SHRINK, GROW, WRITE
+def _seal(fd: int) -> None:
+    try:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SIZE_SEALS | _WRITE_SEAL)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        # The kernel looks at a page of it just now. Its size is what a reader's life depends on; and nobody has it
+        # open for writing but its owner.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SIZE_SEALS)
+
+
+_SIZE_SEALS = 1 | 2 | 4  # SEAL, SHRINK, GROW
+_WRITE_SEAL = 8
 
 
 def _write(fd: int, offset: int, pieces: Iterator[memoryview]) -> None:

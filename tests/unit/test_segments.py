@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import itertools
 import os
@@ -493,3 +494,19 @@ def test_an_entry_of_a_large_value_says_what_it_is():
     """Category and type name are known without reading a large value."""
     assert entry_of(list(range(400_000)), Segments().place)[1:] == ("list", "list")
     assert entry_of(np.zeros(200_000), Segments().place)[1:] == ("", "ndarray")
+
+
+def test_a_page_that_the_kernel_looks_at_does_not_fail_a_put(monkeypatch):
+    """Where writing cannot be sealed at this instant, the size still is, and the value is there."""
+    real, asked = segments.fcntl.fcntl, []
+
+    def busy(fd, command, seals):
+        asked.append(seals)
+        if seals & 8:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return real(fd, command, seals)
+
+    monkeypatch.setattr(segments.fcntl, "fcntl", busy)
+    placed = Segments().place([b"x" * 100])
+    assert asked == [15, 7]
+    assert bytes(placed.stream()) == b"x" * 100

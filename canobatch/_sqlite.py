@@ -131,6 +131,20 @@ def transaction(connection: Connection) -> Iterator[None]:
 
 
 @contextmanager
+def part(connection: Connection) -> Iterator[None]:
+    """Keep what is done inside, or undo it; inside of a transaction."""
+    connection.execute("SAVEPOINT part")
+    try:
+        yield
+        connection.execute("RELEASE part")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK TO part")
+            connection.execute("RELEASE part")
+        raise
+
+
+@contextmanager
 def one_version(connection: Connection) -> Iterator[None]:
     """Read one version of the database, whatever is committed meanwhile."""
     connection.execute("BEGIN")

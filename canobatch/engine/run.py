@@ -33,16 +33,23 @@ class Run:
         self._thread = threading.Thread(target=self._drive, name=f"canobatch-run-{driver.run_id}", daemon=True)
         self._lock = threading.Lock()
         self._watchers: list[Callable[[], None]] | None = []
+        self._settle: Callable[[Run], None] | None = None
         if begins:
             self.begin()
 
-    def begin(self) -> None:
-        """Begin, if it was made with ``begins=False``; once only."""
+    def begin(self, settle: Callable[[Run], None] | None = None) -> None:
+        """Begin, if it was made with ``begins=False``; once only.
+
+        Args:
+            settle: Is given the run in its own thread when it is through, and sees to it that `end` is called, by
+                whichever thread; until then those who watch and wait are not told. None: they are at once.
+        """
+        self._settle = settle
         try:
             self._thread.start()
         except RuntimeError as error:
             # No thread is to be had; whoever waits must not wait for ever.
-            self._end(error)
+            self._is_through(error)
             raise
 
     @property
@@ -129,10 +136,17 @@ class Run:
             self._state = self._driver.run()
         except BaseException as own:  # noqa: BLE001 - handed to whoever waits
             error = own
-        self._end(error)
+        self._is_through(error)
 
-    def _end(self, error: BaseException | None) -> None:
+    def _is_through(self, error: BaseException | None) -> None:
         self._error = error
+        if self._settle is None:
+            self.end()
+        else:
+            self._settle(self)
+
+    def end(self) -> None:
+        """Tell those who watch and those who wait that it has ended; see `begin`."""
         with self._lock:
             watchers, self._watchers = self._watchers or [], None
         for watcher in watchers:

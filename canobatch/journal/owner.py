@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from filelock import BaseFileLock
 
-#: Seconds to try: who only asks whether a lock is held, holds it for some microseconds.
+#: Seconds to try while nobody has it: who only asks whether it is held, holds it, shared, for some microseconds.
 _PATIENCE = 0.1
 
 
@@ -52,7 +52,7 @@ class RunLock:
             try:
                 lock.acquire(blocking=False)
             except Timeout:
-                if _clock.monotonic() >= deadline:
+                if is_held(self._path) or _clock.monotonic() >= deadline:
                     return False
                 _clock.sleep(0.01)
             except OSError as error:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from canobatch.engine import Run
     from canobatch.pool import Backend
+    from canobatch.scheduler._flow import LiveFlow
     from canobatch.scheduler.clock import Clock
     from canobatch.scheduler.ledger import FlowRecord, Ledger
     from canobatch.scheduler.pings import Pinger
@@ -23,7 +24,7 @@ class Desk:
         owner: This process, in words.
         pool: Gives where runs run.
         tell: Is given each record once it is written.
-        on_end: Is called with a flow's id and a run of it, in the run's own thread, when it has ended.
+        on_end: Is called with a flow and a run of it, in the run's own thread, when it is through.
     """
 
     clock: Clock
@@ -33,7 +34,7 @@ class Desk:
     pool: Callable[[], Backend]
     random: Callable[[], float]
     tell: Callable[[FlowRecord], None]
-    on_end: Callable[[str, Run], None]
+    on_end: Callable[[LiveFlow, Run], None]
 
 
 @dataclass

@@ -32,6 +32,7 @@ from canobatch.scheduler.ledger import KEPT, Claim, Command, FlowRecord, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
 _COMPONENT = "flows"
 _STEPS = (
@@ -117,7 +118,8 @@ class SqliteLedger:
         try:
             with _sqlite.translated(self._path):
                 _sqlite.schema_version(self._connection, self._path, _COMPONENT, len(_STEPS))
-                _sqlite.use_rollback_journal(self._connection, self._path, "process")
+                # Without a wait for the disk at each tick: a loss of power may take the last ones along.
+                _sqlite.use_write_ahead_log(self._connection, self._path, "process")
                 with _sqlite.transaction(self._connection):
                     _sqlite.migrate(self._connection, self._path, _COMPONENT, _STEPS)
         except BaseException:
@@ -135,21 +137,30 @@ class SqliteLedger:
             if self._is_in_step:
                 yield
                 return
-            step = ExitStack()
-            with _sqlite.translated(self._path):
-                step.enter_context(_sqlite.transaction(self._connection))
-            self._is_in_step = True
-            try:
-                with step.pop_all() as body:
+            with self._translated(_sqlite.transaction(self._connection)):
+                self._is_in_step = True
+                try:
                     yield
-                    # What the body raises is not the database's.
-                    with _sqlite.translated(self._path):
-                        body.close()
-            finally:
-                self._is_in_step = False
-                wakes, self._wakes_after = self._wakes_after, False
+                finally:
+                    self._is_in_step = False
+                    wakes, self._wakes_after = self._wakes_after, False
         if wakes:
             self.wake_others()
+
+    def part(self, flow: str) -> AbstractContextManager[None]:  # noqa: ARG002 - whatever is written is undone
+        """Undo what is done of one flow inside if it fails, and nothing else of the transaction."""
+        return self._translated(_sqlite.part(self._connection))
+
+    @contextmanager
+    def _translated(self, context: AbstractContextManager[None]) -> Iterator[None]:
+        """Tell what the database raises at the beginning and the end; what the body raises is not its own."""
+        step = ExitStack()
+        with _sqlite.translated(self._path):
+            step.enter_context(context)
+        with step.pop_all() as body:
+            yield
+            with _sqlite.translated(self._path):
+                body.close()
 
     def _write(self, statement: str, *values: Any) -> int:
         """Execute a statement in a transaction; return how many rows it changed."""

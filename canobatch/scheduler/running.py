@@ -13,13 +13,15 @@ import threading
 from collections import deque
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from canobatch import _clock, _procs
-from canobatch.errors import CanobatchError, SchedulerError, UnknownFlowError
+from canobatch.errors import SchedulerError, UnknownFlowError
 from canobatch.observe import Event
 from canobatch.scheduler._desk import Desk
 from canobatch.scheduler._flow import LiveFlow
+from canobatch.scheduler._steps import step, step_together
 from canobatch.scheduler.flows import FlowState, SkipReason
 from canobatch.scheduler.pings import Pinger
 
@@ -46,6 +48,8 @@ _LEAST_SECONDS = 1.0
 
 #: After which a flow is looked at again whose ledger could not be written.
 _RETRY = timedelta(seconds=5)
+#: How many flows that are due at once are written down at once: the first of them need not wait for the last.
+_TOGETHER = 50
 #: By how much a clock may go back without a word.
 _SET_BACK = timedelta(seconds=1)
 
@@ -79,6 +83,9 @@ class RunningScheduler:
         self._latest = clock.now()
         self._news: deque[FlowRecord] = deque()
         self._events = 0
+        #: Runs that are through and of which no note has been taken yet.
+        self._ends: list[tuple[LiveFlow, Run]] = []
+        self._ends_lock = threading.Lock()
         self._is_stopping = False
         self._ended = threading.Event()
         #: What wakes `serve`: the number of a signal, or None at the end.
@@ -198,13 +205,8 @@ class RunningScheduler:
         """One step of a flow: written down as a whole, and then its runs begin."""
         with self._wake:
             flow = self._flow(id)
-            try:
-                with self._ledger.transaction():
-                    yield flow
-            except BaseException:
-                flow.undo()
-                raise
-            flow.end_step()
+            with step(self._ledger, flow):
+                yield flow
             if flow.is_relative:
                 self._set_alarm(flow)
             self._wake.notify_all()
@@ -258,12 +260,9 @@ class RunningScheduler:
             self._thread.join()
 
     def _drop_waiting(self) -> None:
-        try:
-            with self._ledger.transaction():
-                for flow in self._flows.values():
-                    flow.drop_waiting(SkipReason.STOPPED, only_own=True)
-        except CanobatchError:
-            _log.exception("what waits could not be dropped; the scheduler stops all the same")
+        steps = [(flow, partial(flow.drop_waiting, SkipReason.STOPPED, only_own=True)) for flow in self._flows.values()]
+        for flow, error in step_together(self._ledger, steps).items():
+            _log.error("what waits of flow %r could not be dropped; it stops all the same", flow.id, exc_info=error)
 
     def _await_runs(self, until: float) -> None:
         while self._running() and (left := until - _clock.monotonic()) > 0:
@@ -356,18 +355,28 @@ class RunningScheduler:
         if now < self._latest - _SET_BACK:
             _log.warning("the clock was set back by %s; no tick up to %s runs again", self._latest - now, self._latest)
         self._latest = now
+        due = []
         while self._alarms and self._alarms[0][0] <= now:
             _, number, flow = heapq.heappop(self._alarms)
-            if number != flow.alarm:
-                continue
-            try:
-                with self._step(flow.id):
-                    flow.on_alarm()
-                at = flow.next_alarm()
-            except Exception:  # noqa: BLE001 - one flow's trouble must not end the scheduler of all
-                _log.exception("flow %r could not be looked after; next try in %g s", flow.id, _RETRY.total_seconds())
-                at = now + _RETRY
-            self._set_alarm(flow, at)
+            if number == flow.alarm:
+                due.append(flow)
+        failed: dict[LiveFlow, Exception] = {}
+        for begin in range(0, len(due), _TOGETHER):
+            failed |= step_together(self._ledger, [(flow, flow.on_alarm) for flow in due[begin : begin + _TOGETHER]])
+        # What is due next is found out when all that is due now has begun.
+        for flow in due:
+            self._set_next_alarm(flow, now, failed.get(flow))
+
+    def _set_next_alarm(self, flow: LiveFlow, now: datetime, error: Exception | None) -> None:
+        at: datetime | None = now + _RETRY
+        try:
+            at = at if error is not None else flow.next_alarm()
+        except Exception as own:  # noqa: BLE001 - one flow's trouble must not end the scheduler of all
+            error = own
+        if error is not None:
+            text = "flow %r could not be looked after; next try in %g s"
+            _log.error(text, flow.id, _RETRY.total_seconds(), exc_info=error)
+        self._set_alarm(flow, at)
 
     def _look_around(self) -> None:
         """Do what other processes ask for, and begin what they leave to be begun."""
@@ -415,16 +424,35 @@ class RunningScheduler:
         if at is not None:
             heapq.heappush(self._alarms, (at, flow.alarm, flow))
 
-    def _on_end(self, id: str, run: Run) -> None:
+    def _on_end(self, flow: LiveFlow, run: Run) -> None:
+        """Take note of the end of a run; who comes first waits for its turn and does so for all that come meanwhile."""
+        with self._ends_lock:
+            self._ends.append((flow, run))
+            if len(self._ends) > 1:
+                return
         with self._wake:
+            with self._ends_lock:
+                ends, self._ends = self._ends, []
             try:
-                with self._step(id) as flow:
-                    flow.on_end(run, begins_next=not self._is_stopping)
-            except CanobatchError:
-                _log.exception("the end of run %s of flow %r could not be written down", run.id, id)
-                self._flows[id].runs.pop(run.id, None)
-                self._flows[id].undo()
-            self._wake.notify_all()
+                self._note_ends(ends)
+            finally:
+                for _, ended in ends:
+                    ended.end()
+                self._wake.notify_all()
+
+    def _note_ends(self, ends: Sequence[tuple[LiveFlow, Run]]) -> None:
+        runs: dict[LiveFlow, list[Run]] = {}
+        for flow, run in ends:
+            runs.setdefault(flow, []).append(run)
+        begins_next = not self._is_stopping
+        steps = [(flow, partial(flow.on_end, own, begins_next=begins_next)) for flow, own in runs.items()]
+        for flow, error in step_together(self._ledger, steps).items():
+            ids = [run.id for run in runs[flow]]
+            _log.error("the end of %s of flow %r could not be written down", ", ".join(ids), flow.id, exc_info=error)
+            flow.give_up(ids)
+        for flow in runs:
+            if flow.is_relative:
+                self._set_alarm(flow)
 
     # -- observers
 

@@ -33,24 +33,29 @@ class Run:
         self._thread = threading.Thread(target=self._drive, name=f"canobatch-run-{driver.run_id}", daemon=True)
         self._lock = threading.Lock()
         self._watchers: list[Callable[[], None]] | None = []
-        self._settle: Callable[[Run], None] | None = None
         if begins:
             self.begin()
 
-    def begin(self, settle: Callable[[Run], None] | None = None) -> None:
-        """Begin, if it was made with ``begins=False``; once only.
-
-        Args:
-            settle: Is given the run in its own thread when it is through, and sees to it that `end` is called, by
-                whichever thread; until then those who watch and wait are not told. None: they are at once.
-        """
-        self._settle = settle
+    def begin(self) -> None:
+        """Begin, if it was made with ``begins=False``; once only."""
         try:
             self._thread.start()
         except RuntimeError as error:
             # No thread is to be had; whoever waits must not wait for ever.
-            self._is_through(error)
+            self.fail(error)
+            self.end()
             raise
+
+    def drive(self) -> None:
+        """Run to the end in the calling thread, instead of `begin`; who waits for it is told by `end`."""
+        try:
+            self._state = self._driver.run()
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+            self._error = error
+
+    def fail(self, error: BaseException) -> None:
+        """Let it have failed, instead of `drive`."""
+        self._error = error
 
     @property
     def id(self) -> str:
@@ -107,7 +112,7 @@ class Run:
     def watch(self, watcher: Callable[[], None]) -> None:
         """Call ``watcher`` when the run has come to its end, before those who wait are told; now, if it has ended.
 
-        It is called in the run's own thread; it may ask for the report, and must not wait for the run.
+        It is called in a thread of the run's; it may ask for the report, and must not wait for the run.
         """
         with self._lock:
             if self._watchers is not None:
@@ -131,22 +136,11 @@ class Run:
             raise
 
     def _drive(self) -> None:
-        error = None
-        try:
-            self._state = self._driver.run()
-        except BaseException as own:  # noqa: BLE001 - handed to whoever waits
-            error = own
-        self._is_through(error)
-
-    def _is_through(self, error: BaseException | None) -> None:
-        self._error = error
-        if self._settle is None:
-            self.end()
-        else:
-            self._settle(self)
+        self.drive()
+        self.end()
 
     def end(self) -> None:
-        """Tell those who watch and those who wait that it has ended; see `begin`."""
+        """Tell those who watch and those who wait that it has ended, after `drive` or `fail`; once only."""
         with self._lock:
             watchers, self._watchers = self._watchers or [], None
         for watcher in watchers:

@@ -331,11 +331,7 @@ class LiveFlow:
                 continue
             self.runs[start.run_id] = run
             self._ping("start")
-            try:
-                run.begin(partial(self._desk.on_end, self))
-            except RuntimeError:
-                # It has ended with that error; it is taken note of like any other end.
-                _log.exception("flow %r could not begin run %s", self.id, run.id)
+            self._desk.crew.begin(run, partial(self._desk.on_end, self.id))
 
     def _made(self, start: Start) -> Run | None:
         """Make a run; None if that fails, which is a failure of the flow."""

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Self
 from canobatch import _clock, _procs
 from canobatch.errors import SchedulerError, UnknownFlowError
 from canobatch.observe import Event
+from canobatch.scheduler._crew import Crew
 from canobatch.scheduler._desk import Desk
 from canobatch.scheduler._flow import LiveFlow
-from canobatch.scheduler._steps import step, step_together
+from canobatch.scheduler._steps import Steps
 from canobatch.scheduler.flows import FlowState, SkipReason
 from canobatch.scheduler.pings import Pinger
 
@@ -93,7 +94,9 @@ class RunningScheduler:
         #: Whether another scheduler of the home says that something was written; at first it may have been.
         self._is_woken = True
         owner = f"process {os.getpid()} on {socket.gethostname()}"
-        desk = Desk(clock, ledger, self._pinger, owner, pool, random.random, self._tell, self._on_end)
+        crew = Crew()
+        self._steps = Steps(ledger, crew)
+        desk = Desk(clock, ledger, self._pinger, owner, pool, crew, random.random, self._tell, self._on_end)
         with ledger.transaction():
             self._flows = {spec.id: LiveFlow(spec, desk) for spec in specs}
         self._thread = threading.Thread(target=self._run, name="canobatch-scheduler", daemon=True)
@@ -205,7 +208,7 @@ class RunningScheduler:
         """One step of a flow: written down as a whole, and then its runs begin."""
         with self._wake:
             flow = self._flow(id)
-            with step(self._ledger, flow):
+            with self._steps.one(flow):
                 yield flow
             if flow.is_relative:
                 self._set_alarm(flow)
@@ -261,7 +264,7 @@ class RunningScheduler:
 
     def _drop_waiting(self) -> None:
         steps = [(flow, partial(flow.drop_waiting, SkipReason.STOPPED, only_own=True)) for flow in self._flows.values()]
-        for flow, error in step_together(self._ledger, steps).items():
+        for flow, error in self._steps.together(steps).items():
             _log.error("what waits of flow %r could not be dropped; it stops all the same", flow.id, exc_info=error)
 
     def _await_runs(self, until: float) -> None:
@@ -362,7 +365,7 @@ class RunningScheduler:
                 due.append(flow)
         failed: dict[LiveFlow, Exception] = {}
         for begin in range(0, len(due), _TOGETHER):
-            failed |= step_together(self._ledger, [(flow, flow.on_alarm) for flow in due[begin : begin + _TOGETHER]])
+            failed |= self._steps.together([(flow, flow.on_alarm) for flow in due[begin : begin + _TOGETHER]])
         # What is due next is found out when all that is due now has begun.
         for flow in due:
             self._set_next_alarm(flow, now, failed.get(flow))
@@ -424,10 +427,10 @@ class RunningScheduler:
         if at is not None:
             heapq.heappush(self._alarms, (at, flow.alarm, flow))
 
-    def _on_end(self, flow: LiveFlow, run: Run) -> None:
+    def _on_end(self, id: str, run: Run) -> None:
         """Take note of the end of a run; who comes first waits for its turn and does so for all that come meanwhile."""
         with self._ends_lock:
-            self._ends.append((flow, run))
+            self._ends.append((self._flows[id], run))
             if len(self._ends) > 1:
                 return
         with self._wake:
@@ -446,7 +449,7 @@ class RunningScheduler:
             runs.setdefault(flow, []).append(run)
         begins_next = not self._is_stopping
         steps = [(flow, partial(flow.on_end, own, begins_next=begins_next)) for flow, own in runs.items()]
-        for flow, error in step_together(self._ledger, steps).items():
+        for flow, error in self._steps.together(steps).items():
             ids = [run.id for run in runs[flow]]
             _log.error("the end of %s of flow %r could not be written down", ", ".join(ids), flow.id, exc_info=error)
             flow.give_up(ids)

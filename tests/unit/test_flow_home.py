@@ -61,9 +61,12 @@ class Body:
 class Node:
     """One scheduler of the home, with its clock."""
 
-    def __init__(self, home, register, now=NOON) -> None:
+    def __init__(self, home, register, body, now=NOON) -> None:
         self.clock = FakeClock(now)
         self.running = register(Scheduler(home, clock=self.clock)).start()
+        self.clock.is_quiet = lambda: not body.gate.is_set() or all(
+            info.status is not FlowStatus.RUNNING for info in self.running.list()
+        )
         self.clock.settle()
 
     def __getattr__(self, name):
@@ -85,12 +88,12 @@ def home(tmp_path):
 
 
 @pytest.fixture
-def node(home):
+def node(home, body):
     """Start schedulers of the home; they are stopped at the end."""
     nodes = []
 
     def start(register, now=NOON):
-        nodes.append(Node(home, register, now))
+        nodes.append(Node(home, register, body, now))
         return nodes[-1]
 
     yield start

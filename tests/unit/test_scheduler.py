@@ -93,13 +93,16 @@ def make(clock, request, tmp_path):
 
 
 @pytest.fixture
-def launch(clock):
+def launch(clock, body):
     """Start a scheduler on the fake clock; it is stopped at the end of the test."""
     started = []
 
     def start(scheduler):
         running = scheduler.start()
         started.append(running)
+        clock.is_quiet = lambda: not body.gate.is_set() or all(
+            info.status is not FlowStatus.RUNNING for info in running.list()
+        )
         clock.settle()
         return running
 

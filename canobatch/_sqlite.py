@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
+from canobatch import _clock
 from canobatch.errors import JournalError
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def use_write_ahead_log(connection: Connection, path: Path, durable: Durable) ->
         if durable == "process":
             # To switch is a transaction of the other kind, which would wait for the disk.
             connection.execute("PRAGMA synchronous=OFF")
-        (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        mode = _switched_to_log(connection)
         if mode != "wal":
             raise JournalError(
                 f"{path} cannot have a write-ahead log (its journal mode stays {mode!r}), as on a network file "
@@ -97,6 +98,21 @@ def use_write_ahead_log(connection: Connection, path: Path, durable: Durable) ->
                 reason="network",
             )
         connection.execute(f"PRAGMA synchronous={'FULL' if durable == 'power' else 'NORMAL'}")
+
+
+def _switched_to_log(connection: Connection) -> str:
+    """Return the mode that a database has after the attempt."""
+    until = _clock.monotonic() + _PATIENCE
+    while True:
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            # Two who switch it at once do not wait for each other by themselves.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or _clock.monotonic() > until:
+                raise
+            _clock.sleep(0.005)
+        else:
+            return str(mode)
 
 
 def use_rollback_journal(connection: Connection, path: Path, durable: Durable) -> None:
@@ -189,8 +205,9 @@ def schema_version(connection: Connection, path: Path, component: str, newest: i
     Raises:
         JournalError: The file is not ours, or was made by a newer version.
     """
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    # In this order: another process may make them, both at once, between the two.
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
     if application != _APPLICATION:
         if not tables and application == 0:
             return 0

@@ -50,12 +50,13 @@ class Steps:
                         failed[flow] = error
         except Exception as error:  # noqa: BLE001 - as above
             failed = {flow: failed.get(flow, error) for flow, _ in steps}
-        try:
-            for flow, _ in steps:
+        for flow, _ in steps:
+            try:
                 if flow in failed:
                     flow.undo()
                 else:
                     flow.end_step()
-        finally:
-            self._crew.settle()
+            except Exception as error:  # noqa: BLE001 - as above
+                failed[flow] = error
+        self._crew.settle()
         return failed

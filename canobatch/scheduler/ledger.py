@@ -170,7 +170,7 @@ class Ledger(Protocol):
         """Answer a command; False if somebody else has. Before it is done, in the same step."""
 
     def listen(self, tell: Callable[[], None]) -> None:
-        """Call ``tell``, from a thread of its own, when another scheduler says that something is written."""
+        """Call ``tell``, from a thread of its own, when another scheduler says that something is written, or ends."""
 
     def wake_others(self) -> None:
         """Make the other schedulers look at what is written."""

@@ -387,15 +387,17 @@ class RunningScheduler:
             for command in self._ledger.commands():
                 if command.flow in self._flows:
                     self._obey(command)
-            for unsettled in self._ledger.unsettled():
-                if unsettled in self._flows and not self._is_stopping:
-                    with self._step(unsettled) as flow:
-                        flow.look_after()
+            if not self._is_stopping:
+                self._look_after([self._flows[each] for each in self._ledger.unsettled() if each in self._flows])
             for flow in self._flows.values():
                 if flow.is_relative:
                     self._set_alarm(flow)
         except Exception:  # noqa: BLE001 - as above
             _log.exception("what other processes have written could not be looked at")
+
+    def _look_after(self, flows: Sequence[LiveFlow]) -> None:
+        for flow, error in self._steps.together([(flow, flow.look_after) for flow in flows]).items():
+            _log.error("what was left of flow %r could not be dealt with", flow.id, exc_info=error)
 
     def _obey(self, command: Command) -> None:
         if command.what != "trigger":

@@ -322,6 +322,53 @@ def test_a_second_signal_kills_at_once(start_script):
     assert script.survivors(within=3.0) == {}
 
 
+#: Goes before SERVER: another thread takes a signal for each file that the test makes.
+TAKER = """
+import signal, threading, time
+from pathlib import Path
+
+def take():
+    for name in ("first", "second"):
+        while not Path(name).exists():
+            time.sleep(0.005)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+threading.Thread(target=take, daemon=True).start()
+"""
+
+
+def test_a_signal_is_heard_whichever_thread_it_interrupts(start_script, tmp_path):
+    """Python notes it and wakes nobody: a main thread that slept in a lock would sleep on."""
+    script = start_script(TAKER + SERVER, 60)
+    script.wait_for("serving")
+    (tmp_path / "first").touch()
+    script.wait_for("stopping at signal")
+    (tmp_path / "gate").touch()
+    assert script.process.wait(NEVER) == 0
+    assert f"stopped by {int(signal.SIGTERM)} ['fired', 'finished']" in script.stdout
+
+
+def test_a_second_signal_kills_whichever_thread_it_interrupts(start_script, tmp_path):
+    """It is not for Python to take note of it."""
+    script = start_script(TAKER + SERVER, 600)
+    script.wait_for("serving")
+    (tmp_path / "first").touch()
+    script.wait_for("stopping at signal")
+    (tmp_path / "second").touch()
+    assert script.process.wait(NEVER) == -signal.SIGTERM
+    assert script.survivors(within=3.0) == {}
+
+
+def test_a_server_ends_with_its_scheduler(start_script):
+    """Stopped by somebody else, serve returns None."""
+    program = SERVER.replace(
+        "number = running", "threading.Timer(0.1, running.stop, [0]).start()\n        number = running"
+    )
+    script = start_script("import threading\n" + program, 60)
+    assert script.process.wait(NEVER) == 0
+    assert "stopped by None" in script.stdout
+
+
 def test_a_task_in_this_process_that_ignores_its_end_is_named(tmp_path):
     """stop returns at its deadline with an error; the end of the gate ends the run after all."""
     (tmp_path / "gate").touch()

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 
-from canobatch import RunCancelledError, TaskConfig, TaskError, Workflow, _procs, _sqlite
+from canobatch import RunCancelledError, TaskConfig, TaskError, Workflow, _clock, _procs, _sqlite
 from canobatch.errors import (
     FlowOverlapError,
     FlowPausedError,
@@ -21,7 +21,7 @@ from canobatch.errors import (
 )
 from canobatch.scheduler import BackoffPolicy, FlowHome, FlowStatus, Scheduler
 from canobatch.scheduler.home import SqliteLedger
-from canobatch.scheduler.ledger import Claim
+from canobatch.scheduler.ledger import Claim, MemoryLedger
 from tests.support.clock import NOON, FakeClock
 from tests.support.watch import NEVER, await_that
 
@@ -514,6 +514,30 @@ def test_a_tick_does_not_wait_for_the_disk(node, body, home):
 
 
 # -- what cannot be a home
+
+
+def test_a_home_that_another_process_makes_just_now_is_waited_for(tmp_path, monkeypatch):
+    """SQLite does not wait by itself for who writes while the log is switched on."""
+    path = tmp_path / "flows.db"
+    other, own = _sqlite.create(path), _sqlite.create(path)
+    other.execute("CREATE TABLE t (x)")
+    other.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr(_clock, "sleep", lambda _: other.execute("COMMIT"))
+    _sqlite.use_write_ahead_log(own, path, "process")
+    assert own.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    other.close()
+    own.close()
+
+
+@pytest.mark.parametrize("kind", ["memory", "home"])
+def test_a_tick_is_taken_once(home, kind):
+    """Whoever asks, and whatever else guards it."""
+    ledgers = [SqliteLedger(home), SqliteLedger(home)] if kind == "home" else [MemoryLedger()] * 2
+    for ledger in ledgers:
+        ledger.enrol("f", "manual", NOON)
+    assert [ledger.take_tick("f", NOON) for ledger in (*ledgers, *ledgers)] == [True, False, False, False]
+    for ledger in ledgers:
+        ledger.close()
 
 
 def test_a_home_may_be_made_by_several_at_once(tmp_path):

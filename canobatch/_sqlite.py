@@ -133,7 +133,6 @@ def leave_write_ahead_log(connection: Connection, *, waits_for_disk: bool) -> No
         if not waits_for_disk:
             connection.execute("PRAGMA synchronous=OFF")
         connection.execute("PRAGMA busy_timeout=100")
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.execute("PRAGMA journal_mode=DELETE")
 
 

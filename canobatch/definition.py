@@ -10,7 +10,9 @@ from typing import Any
 
 from canobatch.errors import ConfigurationError
 from canobatch.join import JoinConfig
-from canobatch.models import BatchTask, CompensatableTask, Model, StreamTask, model_problems
+from canobatch.models import BatchTask, CompensatableTask, StreamTask
+from canobatch.models.base import Model
+from canobatch.models.check import model_problems
 from canobatch.task import Task, TaskConfig, arity_problem, config_of, entry_point, task_name
 
 #: Seconds for the roll-back of a run with a total timeout, where nothing else is said.

@@ -15,7 +15,7 @@ from canobatch.task import bind_params
 
 if TYPE_CHECKING:
     from canobatch.definition import Definition
-    from canobatch.journal import Journal, Owner, Recovered
+    from canobatch.journal import Journal, Owner, Recovered, RunJournal
     from canobatch.store import Store
 
 
@@ -75,9 +75,18 @@ def resume(definition: Definition, journal: Journal, run_id: str, store: Store) 
             store.commit([("the journal", puts)])
         scribe = Scribe(definition, run, recovered)
     except BaseException:
-        run.close()
+        _give_back(run, recovered)
         raise
     return Resumed(scribe, state, params)
+
+
+def _give_back(run: RunJournal, recovered: Recovered) -> None:
+    """Leave a run as it was found: what it failed with is still to be read."""
+    try:
+        if recovered.is_resumable and recovered.status is not RunStatus.INTERRUPTED:
+            run.end(recovered.status, state=recovered.state, error=recovered.error, is_resumable=True)
+    finally:
+        run.close()
 
 
 def _kill_what_is_left(owner: Owner) -> None:

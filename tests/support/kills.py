@@ -73,6 +73,6 @@ def in_child(*arguments, **options):
 
 if __name__ == "__main__":
     for place, kind, fails, kills in json.loads(sys.argv[1]):
-        os.makedirs(place, exist_ok=True)  # noqa: PTH103
+        os.makedirs(place, exist_ok=True)
         for when in kills:
             in_child(place, kind, when, fails=fails)

@@ -17,7 +17,9 @@ from canobatch import TaskError, _faults
 from canobatch.errors import JournalError, RunNotFoundError
 from canobatch.journal import MemoryJournal, RunStatus, SqliteJournal
 from canobatch.testing import InlineBackend
+from tests.support.dying import Crash, Dying, Mortal
 from tests.support.journaled import content, marks
+from tests.support.log_journal import LogJournal
 from tests.support.whole import W, executions, parameters, settled, whole
 
 KILLS = Path(__file__).resolve().parents[1] / "support" / "kills.py"
@@ -25,23 +27,6 @@ KILLS = Path(__file__).resolve().parents[1] / "support" / "kills.py"
 
 #: Marks of an item that fails twice.
 FAILING = {"BATCH/1/2", "BATCH/2/2"}
-
-
-class Crash(BaseException):
-    """What a point raises in place of the process's death."""
-
-
-class Dying:
-    """From its n-th point on, nothing more happens: no call of the journal gets through."""
-
-    def __init__(self, number=None):
-        self.number = number
-        self.passed = []
-
-    def __call__(self, name):
-        self.passed.append(name)
-        if self.number is not None and len(self.passed) >= self.number:
-            raise Crash(name)
 
 
 @pytest.fixture
@@ -75,9 +60,10 @@ class Undisturbed:
         self.values = {state: result.values for state, result in run.report().splits.items()}
         assert (self.end is W.DONE) is not fails
 
-    def check(self, place, backend, crashes):
+    def check(self, place, backend, crashes, journal=None):
         """Go on with the run in ``place`` and compare."""
-        journal, workflow = SqliteJournal(place / "home"), whole(place)
+        journal = journal or SqliteJournal(place / "home")
+        workflow = whole(place, journal)
         before, over = executions(place), None
         try:
             kept = settled(journal.run("r"))
@@ -171,6 +157,24 @@ def test_a_crash_with_worker_processes_changes_nothing(fails, shared_pool, tmp_p
     for number in range(3, total, 17 if fails else 11):
         begin_and_die(tmp_path / str(number), shared_pool, points, number, fails=fails)
         undisturbed.check(tmp_path / str(number), shared_pool, 1)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["through", "rolled back"])
+def test_the_engine_needs_of_a_journal_what_is_written_of_it(fails, tmp_path, points):
+    """The same with a journal that somebody else wrote, stopped between its calls."""
+    with InlineBackend() as backend:
+        undisturbed = Undisturbed(tmp_path / "wanted", backend, fails=fails)
+        for number in range(2, 160, 9):
+            place = tmp_path / str(number)
+            place.mkdir()
+            journal = LogJournal(place / "log")
+            death = Dying(number)
+            points(death)
+            with suppress(Crash):
+                params = parameters(place, fails=fails)
+                whole(place, Mortal(journal, death)).orchestrate(W.START, pool=backend, run_id="r", params=params)
+            points(None)
+            undisturbed.check(place, backend, 1, journal)
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["through", "rolled back"])

@@ -30,14 +30,12 @@ from canobatch.errors import JournalError, RunInUseError, VersionMismatchError
 from canobatch.journal import MemoryJournal, RunStatus, SqliteJournal, owner
 from canobatch.models import BatchTask, Count, StreamTask
 from canobatch.testing import FakeClock, InlineBackend
+from tests.support.dying import Crash
 from tests.support.journaled import content, mark, marks
+from tests.support.log_journal import LogJournal
 from tests.support.watch import is_alive
 
 ALL = JoinStrategy.all()
-
-
-class Crash(BaseException):
-    """What a point raises in place of the process's death."""
 
 
 @pytest.fixture
@@ -48,10 +46,12 @@ def points(monkeypatch, caplog):
     return lambda hook: monkeypatch.setattr(_faults, "hook", hook)
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=["file", "memory", "somebody else's"])
 def journal(request, tmp_path):
     """A journal of each kind."""
-    return SqliteJournal(tmp_path / "home") if request.param == "file" else MemoryJournal()
+    if request.param == "file":
+        return SqliteJournal(tmp_path / "home")
+    return MemoryJournal() if request.param == "memory" else LogJournal(tmp_path / "log")
 
 
 @pytest.fixture

@@ -9,7 +9,16 @@ import pytest
 
 from canobatch.effects import Entry, record_error
 from canobatch.errors import JournalError, RunInUseError, RunNotFoundError, VersionMismatchError
-from canobatch.journal import AttemptRecord, Commit, CompensationRecord, MemoryJournal, RunStatus, SqliteJournal
+from canobatch.journal import (
+    AttemptRecord,
+    Commit,
+    CompensationRecord,
+    MemoryJournal,
+    RunStatus,
+    SqliteJournal,
+    memory,
+    sqlite,
+)
 from tests.support.log_journal import LogJournal
 from tests.support.runs import LARGE, entries, essence, failure, new_run, put, story, success, take_over
 
@@ -457,6 +466,25 @@ def test_pruning_removes_ended_runs_only(journal):
     assert [run.run_id for run in journal.runs()] == ["running", "interrupted"]
     journal.begin(new_run("done 0")).close()
     running.close()
+
+
+@pytest.mark.parametrize("module", [memory, sqlite])
+def test_a_run_that_is_taken_over_meanwhile_is_not_pruned(module, tmp_path, monkeypatch):
+    """Between the look and the removal a failed run may have got an owner: it stays."""
+    journal = MemoryJournal() if module is memory else SqliteJournal(tmp_path)
+    journal.begin(new_run()).end(RunStatus.FAILED, is_resumable=True)
+    taken = []
+
+    def prunable(*arguments):
+        taken.append(take_over(journal)[0])
+        return ["r"]
+
+    monkeypatch.setattr(module, "prunable", prunable)
+    assert journal.prune() == []
+    (run,) = taken
+    run.record(success(1, 0)).wait()
+    assert [one.status for one in journal.runs()] == [RunStatus.RUNNING]
+    run.close()
 
 
 def test_many_threads_may_record(journal):

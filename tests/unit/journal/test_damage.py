@@ -185,3 +185,26 @@ def test_flips_in_the_index_are_found(homes, tmp_path):
             named(error, path)
         else:
             assert found == right
+
+
+def test_a_truncated_index_is_found(homes, tmp_path):
+    """The same for an index that was cut, at any place, and for one whose own journal was."""
+    chance = random.Random(6)
+    copy(homes["ended"], tmp_path / "whole")
+    journal = SqliteJournal(tmp_path / "whole")
+    for index in range(3):
+        journal.begin(new_run(f"r{index}")).end(RunStatus.COMPLETED)
+    right = journal.runs()
+    answers = []
+    for number in range(20):
+        copy(tmp_path / "whole", tmp_path / "home")
+        path = tmp_path / "home" / ("home.db" if number % 4 else "home.db-journal")
+        with path.open("r+b") as file:
+            file.truncate(chance.choice([0, 1, 100, 4096, chance.randrange(path.stat().st_size)]))
+        try:
+            found = SqliteJournal(tmp_path / "home").runs()
+        except JournalError as error:
+            answers.append(named(error, tmp_path / "home" / "home.db"))
+        else:
+            assert found == right
+    assert "error" in answers

@@ -252,7 +252,9 @@ def translated(path: Path) -> Iterator[None]:
         raise JournalError(f"{path} is closed here ({error})", path=str(path), reason="closed") from error
     except sqlite3.Error as error:
         # A text that is no text has no code of its own.
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+        # The write-ahead log's index did not find room.
+        code = sqlite3.SQLITE_FULL if code == sqlite3.SQLITE_IOERR_SHMSIZE else code & 0xFF
         raise _meaning(path, code, error) from error
     except OSError as error:
         raise meaning_of(path, error) from error

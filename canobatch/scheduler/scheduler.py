@@ -166,7 +166,7 @@ class Scheduler:
         return self._home
 
     def with_observer(self, observer: Observer) -> Scheduler:
-        """Tell ``observer`` of every flow that fires or is skipped, as the observers of its workflow are."""
+        """Tell ``observer`` of every flow that fires, is skipped or has ended, as its workflow's observers are."""
         self._observers.append(observer)
         return self
 

@@ -148,7 +148,7 @@ def home_option(command: _F) -> _F:
         expose_value=False,
         is_eager=True,
         callback=_keep_home,
-        help="Where runs are remembered. Default: a directory of yours for the state of programs.",
+        help="Where runs are remembered. Default: your state directory, such as ~/.local/state/canobatch.",
     )(command)
 
 

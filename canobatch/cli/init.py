@@ -38,7 +38,7 @@ class State(Enum):
 
 @dataclass
 class Params:
-    """The parameters of a run, such as -p texts=20; they are checked before anything runs."""
+    """How many texts there are, and how unevenly long they take; checked before anything runs."""
 
     texts: int = 8
     jitter: float = 0.1

@@ -41,7 +41,9 @@ _NO_RELOAD = "a reload is not possible while flows run; restart instead: another
     """,
 )
 @target_argument
-@click.option("--drain", type=DURATION, default="30", help="How long what runs may take after a signal. Default: 30.")
+@click.option(
+    "--drain", type=DURATION, default="30", help="How long what runs may take after a signal. Default: 30 (seconds)."
+)
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of stderr.")
 @home_option
 @click.pass_context

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import IO, TYPE_CHECKING, Any
@@ -34,19 +36,24 @@ if TYPE_CHECKING:
 def _read_join(text: str) -> tuple[str, Any]:
     """Return the kind and the number of ``all``, ``any``, ``quorum=3``, ``percentage=90``, ``deadline=10m``."""
     kind, _, number = text.partition("=")
+    found: float | None
     if kind in ("all", "any") and not number:
         return kind, None
     if kind == "quorum":
-        return kind, int(number)
-    if kind == "percentage":
+        found, most = int(number), math.inf
+    elif kind == "percentage":
         share = float(number.removesuffix("%"))
-        return kind, share / 100 if number.endswith("%") or share > 1 else share
-    if kind == "deadline":
-        return kind, seconds(number)
-    raise ValueError
+        found, most = share / 100 if number.endswith("%") or share > 1 else share, 1.0
+    elif kind == "deadline":
+        found, most = seconds(number), sys.float_info.max
+    else:
+        raise ValueError
+    if not 0 < found <= most:
+        raise ValueError
+    return kind, found
 
 
-_JOIN = Read("join", _read_join, "one of all, any, quorum=N, percentage=P, deadline=S")
+_JOIN = Read("join", _read_join, "one of all, any, quorum=3, percentage=90, deadline=10m")
 
 
 @command(

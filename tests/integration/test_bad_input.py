@@ -648,3 +648,10 @@ def test_a_run_may_begin_once_its_module_is_imported(tmp_path, monkeypatch, pool
     (tmp_path / "imported_for_later.py").write_text(WHILE_IMPORTED)
     module = importlib.import_module("imported_for_later")
     assert module.workflow.orchestrate("begin", pool=pool) == "end"
+
+
+def test_a_pool_may_be_as_large_as_can_be():
+    """Only as many workers are made, and thought of, as there are calls."""
+    with WorkerPool(10**20) as pool:
+        map_of(lambda ctx, item: item, [1, 2]).orchestrate("map", pool=pool)
+        assert {worker.slot for worker in pool.workers()} <= {0, 1}

@@ -415,22 +415,6 @@ def check_item(recorded: bytes | None, data: Data | None, where: str, run_id: st
         )
 
 
-def check_count(begun: int, present: int, where: str, run_id: str) -> None:
-    """Refuse to take fewer items than an earlier life of the run has begun for all there are.
-
-    Raises:
-        VersionMismatchError: There are fewer.
-    """
-    if present < begun:
-        raise VersionMismatchError(
-            f"{where}: it had {begun} items or more, and now has {present}; a resumed run needs the same items in the "
-            "same order",
-            run_id=run_id,
-            recorded=str(begun),
-            present=str(present),
-        )
-
-
 def check_interpreter(recovered: Recovered, present: str, values: Sequence[Any]) -> None:
     """Refuse values that were pickled by value under another interpreter or pickler.
 

@@ -25,7 +25,7 @@ from canobatch.engine.branch_events import BranchEvents
 from canobatch.engine.branches import Branches
 from canobatch.engine.fold import Fold, FoldError
 from canobatch.engine.records import Records, join_error
-from canobatch.engine.scribe import branch_of, check_count, check_item
+from canobatch.engine.scribe import branch_of, check_item
 from canobatch.errors import ConfigurationError, JoinError, PayloadError, TaskError, WorkflowError
 from canobatch.join import BranchResult, BranchStatus, JoinTally, SplitResult, Verdict
 from canobatch.limits import Semaphore
@@ -122,8 +122,6 @@ class SplitExecution:
             self._replay()
         except FoldError as error:
             raise self._reduce_error(error) from error.__cause__
-        if self._total is not None:
-            self._check_recorded(self._total)
         if self._total == 0 or self._tally.verdict is not Verdict.PENDING:
             return self._settle()
         self._header = driver.header(
@@ -281,7 +279,6 @@ class SplitExecution:
                 item = self._branches.item(index)
             except StopIteration:
                 self._is_exhausted = True
-                self._check_recorded(index)
                 self._tally.close(index)
                 return None
             if item is LATER:
@@ -336,15 +333,12 @@ class SplitExecution:
                 self._records.add(result)
             self._events.kept(result)
 
-    def _check_recorded(self, count: int) -> None:
-        begun = max((*self._recorded, *self._made), default=-1) + 1
-        check_count(begun, count, f"state {label(self._state)}", self._driver.run_id)
-
     def _is_recorded(self, index: int, data: bytes | None) -> bool:
         """Return whether a branch was accepted before; its item must be the one it had then."""
         if index not in self._recorded:
             return False
-        check_item(self._recorded[index], data, f"state {label(self._state)}, branch {index}", self._driver.run_id)
+        where = f"state {label(self._state)}, branch {index}"
+        check_item(self._recorded[index], data, where, self._driver.run_id)
         return True
 
     # -- outcomes

@@ -325,16 +325,6 @@ def test_other_items_are_refused(shared_pool, tmp_path, points):
     assert simple(tmp_path, journal).resume("r", pool=shared_pool) == "DONE"
 
 
-@pytest.mark.parametrize("fewer", [[], lambda ctx: iter(())], ids=["list", "generator"])
-def test_fewer_items_than_before_are_refused(fewer, shared_pool, tmp_path, points):
-    """Items that are gone, with outcomes that were recorded, do not make a run complete."""
-    journal = SqliteJournal(tmp_path / "home")
-    interrupt(simple(tmp_path, journal), points, shared_pool, RECORDED)
-    with pytest.raises(VersionMismatchError, match=r"'MAP': it had \d items or more, and now has 0"):
-        simple(tmp_path, journal, items=fewer).resume("r", pool=shared_pool)
-    assert simple(tmp_path, journal).resume("r", pool=shared_pool) == "DONE"
-
-
 def test_a_generator_is_read_again_and_recorded_items_are_skipped(shared_pool, tmp_path, points):
     """Items from a generator are matched by index; only what was not recorded runs."""
     journal = SqliteJournal(tmp_path / "home")

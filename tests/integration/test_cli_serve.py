@@ -26,11 +26,16 @@ def long(ctx):
     hold("long")
     return "done"
 
+def named(ctx):
+    hold(ctx.params["name"])
+    return "done"
+
 def fail():
     raise ValueError("no luck")
 
 quick = Workflow("quick").register("work", work).add_exit_state("done")
 slow = Workflow("slow").register("long", long).add_exit_state("done")
+many = Workflow("many").register("named", named).add_exit_state("done")
 bad = Workflow("bad").register("fail", fail).add_exit_state("done")
 flows = (
     Scheduler()
@@ -38,6 +43,7 @@ flows = (
     .cron("nightly", quick, "work", "30 1 * * *", "Europe/Paris")
     .manual("hand", quick, "work")
     .manual("slow", slow, "long")
+    .manual("many", many, "named", overlap="allow")
     .manual("bad", bad, "fail", pause_on_failure=True)
 )
 """
@@ -71,7 +77,7 @@ def test_flows_are_served_listed_triggered_and_paused(place):
     process = serve(place)
     await_that(lambda: ran(place), "a tick should have run")
     flows = {flow["id"]: flow for flow in json.loads(place.run("flows", "--json").stdout)}
-    assert set(flows) == {"often", "nightly", "hand", "slow", "bad"}
+    assert set(flows) == {"often", "nightly", "hand", "slow", "many", "bad"}
     assert flows["nightly"]["schedule"] == "cron '30 1 * * *' in Europe/Paris"
     assert "often" in place.run("flows").stdout
     done = place.run("trigger", "hand", "-p", "n=3")
@@ -120,6 +126,85 @@ def test_a_failure_pauses_and_reset_and_unpause_let_it_run_again(place):
     assert bad()["failure_streak"] == 0
     process.terminate()
     process.wait(60)
+
+
+def statuses(place):
+    return {run["run_id"]: run["status"] for run in json.loads(place.run("runs", "--json").stdout)}
+
+
+def test_one_run_of_a_server_is_cancelled(place):
+    """That run's process dies, and it is told when it has ended; other runs, of its flow too, and the server go on."""
+    process = serve(place)
+    stays = place.run("trigger", "many", "-p", "name=stays").stdout.strip()
+    pid = place.await_told("stays")
+    # Of a flow whose runs may overlap, and of one whose may not; one at a time, as there may be only two workers.
+    for flow, name in (("many", "goes"), ("slow", "long")):
+        run_id = place.run("trigger", flow, "-p", f"name={name}").stdout.strip()
+        cancelled = place.await_told(name)
+        done = place.run("cancel", run_id)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.splitlines() == [
+            f"run {run_id} of flow {flow} is being cancelled; its scheduler goes on",
+            f"run {run_id} has ended: cancelled",
+        ]
+        assert not is_alive(cancelled)
+        again = place.run("cancel", run_id)
+        assert again.returncode == 1
+        assert "does not run: cancelled" in again.stderr
+    assert is_alive(pid)
+    assert statuses(place)[stays] == "running"
+    place.release("stays")
+    await_that(lambda: statuses(place)[stays] == "completed", "the other run should come to its end")
+    before = len(ran(place))
+    await_that(lambda: len(ran(place)) > before, "ticks should go on")
+    process.terminate()
+    assert process.wait(60) == 143
+
+
+def test_a_server_that_does_not_hear_cancels_nothing_later(place):
+    """What was not taken in time is reported and withdrawn; --now kills the server, and says what else it ran."""
+    process = serve(place)
+    ids = {}
+    for name in ("one", "two"):
+        ids[name] = place.run("trigger", "many", "-p", f"name={name}").stdout.strip()
+        place.await_told(name)
+    process.send_signal(signal.SIGSTOP)
+    deaf = place.run("cancel", ids["one"])
+    assert deaf.returncode == 1
+    assert f"process {process.pid} has not heard of it in 5 s; --now kills it" in deaf.stderr
+    process.send_signal(signal.SIGCONT)
+    assert place.run("trigger", "hand").returncode == 0
+    assert {statuses(place)[run_id] for run_id in ids.values()} == {"running"}
+    done = place.run("cancel", ids["one"], "--now")
+    assert done.returncode == 0, done.stderr
+    assert f"process {process.pid} killed, and with it " in done.stderr
+    assert ids["two"] in done.stderr
+    assert process.wait(60) == -signal.SIGKILL
+    assert {statuses(place)[run_id] for run_id in ids.values()} == {"interrupted"}
+
+
+def test_a_run_beside_a_server_hears_its_own_cancel_only(place):
+    """What wakes schedulers of the home does not touch a run of `canobatch run` in it, which can be cancelled too."""
+    place.write(
+        "beside.py",
+        "def held():\n    hold('beside')\n    return 'done'\n"
+        "flow = Workflow('beside').register('held', held).add_exit_state('done')\n",
+    )
+    server = serve(place)
+    process = place.start("run", "beside.py")
+    run_id = process.stdout.readline().split()[1]
+    place.await_told("beside")
+    for command in (("trigger", "hand"), ("pause", "hand"), ("unpause", "hand")):
+        assert place.run(*command).returncode == 0
+    assert place.run("doctor", "--fix").returncode == 0
+    assert statuses(place)[run_id] == "running"
+    done = place.run("cancel", run_id)
+    assert done.returncode == 0, done.stderr
+    assert f"run {run_id} has ended: cancelled" in done.stderr
+    assert process.wait(60) == 1
+    assert server.poll() is None
+    server.terminate()
+    assert server.wait(60) == 143
 
 
 def test_a_signal_drains(place):
@@ -187,7 +272,7 @@ def test_systemd_is_told(place):
             process = serve(place)
         finally:
             del os.environ["NOTIFY_SOCKET"]
-        assert channel.recv(1000).decode().startswith("READY=1\nSTATUS=5 flows")
+        assert channel.recv(1000).decode().startswith("READY=1\nSTATUS=6 flows")
         process.terminate()
         assert channel.recv(1000) == b"STOPPING=1"
         assert process.wait(60) == 143

@@ -135,7 +135,8 @@ class Output:
     def __init__(self, stream: IO[str], *, is_json: bool) -> None:
         self._stream = stream
         self._is_json = is_json
-        self.is_broken = False
+        #: Why nothing can be written any more.
+        self.error: OSError | None = None
         self.is_terminal = stream.isatty()
 
     def write(self, count: int, value: Any) -> int:
@@ -145,18 +146,19 @@ class Output:
         text = value if isinstance(value, str) and not self._is_json else _dump(value)
         try:
             self._stream.write(f"{text}\n")
-        except BrokenPipeError:
-            self.is_broken = True
+        except OSError as error:
+            self.error = error
+            # A run whose results are not written has not come to its end.
             raise
         return count + 1
 
     def flush(self) -> None:
         """Let readers see what there is."""
-        if not self.is_broken:
+        if self.error is None:
             try:
                 self._stream.flush()
-            except BrokenPipeError:
-                self.is_broken = True
+            except OSError as error:
+                self.error = error
 
 
 def _dump(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -154,7 +155,7 @@ def run_map(
             settings.prepare(workflow)
             ended = _run(workflow, items, output, token, settings, again)
         output.flush()
-    _report(ctx, ended, items, output)
+        _report(ctx, ended, items, output)
 
 
 def _unfinished(home: Home, target: str) -> str | None:
@@ -265,8 +266,11 @@ def _run(
 
     def tick(note: Callable[[str], None]) -> None:
         output.flush()
-        if output.is_broken:
+        if isinstance(output.error, BrokenPipeError):
             token.cancel("nobody reads the results")
+        elif output.error is not None:
+            # What was recorded can be written when there is room.
+            token.cancel(_unwritten(output.error), keep=True)
         failures.tell(note)
 
     with WorkerPool(settings.jobs) as pool:
@@ -274,10 +278,8 @@ def _run(
         def start(observers: Sequence[Observer]) -> Run:
             watching = (failures, *observers)
             run_id = again or new_run_id()
-            limits = settings.limits(run_id)
-            if again is not None:
-                return workflow.start_resume(run_id, pool=pool, cancel=token, observers=watching, **limits)
-            return workflow.start(_MAP, run_id=run_id, pool=pool, cancel=token, observers=watching, **limits)
+            begin = partial(workflow.start, _MAP) if again is None else workflow.start_resume
+            return settings.start(begin, run_id, pool=pool, cancel=token, observers=watching)
 
         return follow(
             start,
@@ -294,7 +296,7 @@ def _run(
 def _report(ctx: click.Context, ended: Ended, items: Items, output: Output) -> None:
     from canobatch.cli.launch import fail_if  # noqa: PLC0415
 
-    if output.is_broken:
+    if isinstance(output.error, BrokenPipeError):
         stop_writing()
         ctx.exit(exits.UNREAD)
     report = ended.run.report()
@@ -304,7 +306,15 @@ def _report(ctx: click.Context, ended: Ended, items: Items, output: Output) -> N
     parts += [f"{counts['failed']:,} failed"] if counts["failed"] else []
     parts += [f"{counts['cancelled']:,} killed or not begun"] if counts["cancelled"] else []
     say(f"{ended.run.id}: {', '.join(parts)} in {duration(report.duration)}")
+    if output.error is not None:
+        stop_writing()
+        again = f"go on with: canobatch resume {ended.run.id}" if ended.is_resumable else "run it again"
+        raise Failure(f"{_unwritten(output.error)}; make room, then {again}") from output.error
     if isinstance(ended.error, JoinError):
         what = f"{counts['failed']:,} of {items.count:,} inputs failed" if counts["failed"] else str(ended.error)
         raise Failure(what, ended.code) from ended.error
     fail_if(ended)
+
+
+def _unwritten(error: OSError) -> str:
+    return f"the results cannot be written: {error.strerror}"

@@ -15,10 +15,11 @@ import click
 
 from canobatch import _procs
 from canobatch.cli import exits, text
-from canobatch.cli.command import command, home_option, target_argument
+from canobatch.cli.command import command, home_option, is_verbose, target_argument
 from canobatch.cli.place import home_of
 from canobatch.cli.streams import data_stream
 from canobatch.cli.types import DURATION
+from canobatch.errors import CanobatchError
 
 if TYPE_CHECKING:
     from canobatch.observe import Event
@@ -100,7 +101,21 @@ class _FlowLog:
             _log.warning("flow %s: skipped: %s", record.flow, record.reason)
 
 
-class _JsonLines(logging.Formatter):
+class _Lines(logging.Formatter):
+    """Without the tracebacks of errors that say themselves what to do; those are for ``-v``."""
+
+    def __init__(self, *, is_verbose: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._is_verbose = is_verbose
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """Return the error, in a line if it is one of ours."""
+        error = ei[1]
+        is_short = isinstance(error, CanobatchError) and not self._is_verbose
+        return f"{type(error).__name__}: {error}" if is_short else super().formatException(ei)
+
+
+class _JsonLines(_Lines):
     """A line of JSON for each record."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -116,14 +131,14 @@ class _JsonLines(logging.Formatter):
             "message": record.getMessage(),
         }
         if record.exc_info:
-            facts["traceback"] = self.formatException(record.exc_info)
+            facts["error"] = self.formatException(record.exc_info)
         return json.dumps(facts, ensure_ascii=False)
 
 
 def _log_to_stderr(log_format: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(_JsonLines() if log_format == "json" else plain)
+    lines = _JsonLines if log_format == "json" else _Lines
+    handler.setFormatter(lines(is_verbose=is_verbose()))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 

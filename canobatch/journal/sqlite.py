@@ -75,7 +75,7 @@ class SqliteJournal:
             _faults.point("journal.begin.done")
             return SqliteRun(home, name, facts_of(database.facts), lock, database)
         except BaseException:
-            lock.release()
+            lock.release(is_last=not home.run(name).exists())
             raise
 
     def take_over(
@@ -160,8 +160,11 @@ class SqliteJournal:
                 if home.durable == "power":
                     for directory in (home.run(name), home.runs, home.directory):
                         sync_directory(directory)
-            except BaseException:
+            except BaseException as error:
                 connection.close()
+                if isinstance(error, Exception):
+                    # What could not begin leaves nothing, least of all on a full disk.
+                    shutil.rmtree(home.run(name), ignore_errors=True)
                 raise
         return database
 
@@ -248,7 +251,15 @@ class SqliteJournal:
                 waste = home.runs / f".{os.urandom(8).hex()}"
                 home.run(name).rename(waste)
                 _faults.point("journal.prune.renamed")
-                home.forget(name)
+                try:
+                    home.forget(name)
+                except JournalError as error:
+                    if error.reason != "full":
+                        raise
+                    # Its files take the room that forgetting it takes.
+                    shutil.rmtree(waste)
+                    waste.mkdir()
+                    home.forget(name)
                 _faults.point("journal.prune.forgotten")
                 shutil.rmtree(waste)
                 _faults.point("journal.prune.removed")

@@ -308,7 +308,7 @@ def _report(ctx: click.Context, ended: Ended, items: Items, output: Output) -> N
     say(f"{ended.run.id}: {', '.join(parts)} in {duration(report.duration)}")
     if output.error is not None:
         stop_writing()
-        again = f"go on with: canobatch resume {ended.run.id}" if ended.is_resumable else "run it again"
+        again = f"go on with: canobatch resume {ended.run.id}" if ended.error else "run it again"
         raise Failure(f"{_unwritten(output.error)}; make room, then {again}") from output.error
     if isinstance(ended.error, JoinError):
         what = f"{counts['failed']:,} of {items.count:,} inputs failed" if counts["failed"] else str(ended.error)

@@ -17,7 +17,7 @@ from canobatch.journal import RunStatus
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from canobatch.journal import Owner
+    from canobatch.journal import Owner, RunSummary
 
 #: Seconds within which a process that is well hears of it.
 _PATIENCE = 5.0
@@ -45,10 +45,19 @@ def cancel_command(ctx: click.Context, run: str, now: bool) -> None:
     """
     home = Home(home_of(ctx))
     summary = home.find(run)
+    if not home.is_running(summary.run_id):
+        raise Failure(f"run {summary.run_id} does not run: {summary.status.value}")
+    end_run(home, summary, kills=now)
+
+
+def end_run(home: Home, summary: RunSummary, *, kills: bool) -> None:
+    """Cancel a run that goes on, or kill its process, and wait for its end; says what happens.
+
+    Raises:
+        Failure: That cannot be done.
+    """
     run_id, owner = summary.run_id, summary.owner
-    if not home.is_running(run_id):
-        raise Failure(f"run {run_id} does not run: {summary.status.value}")
-    if now:
+    if kills:
         _kill(home, run_id, owner)
         return
     _ask(home, run_id, owner)

@@ -234,14 +234,16 @@ class Settings:
             raise
 
 
-def launch(workflow: Workflow, state: Any, params: Any, data: IO[str], settings: Settings) -> None:
-    """Run a workflow from a state and report it to ``data``.
+def launch(
+    workflow: Workflow, state: Any, params: Any, data: IO[str], settings: Settings, run_id: str | None = None
+) -> None:
+    """Run a workflow from a state and report it to ``data``; without an id the run gets a new one.
 
     Raises:
         Failure: It did not reach an exit state.
     """
     settings.prepare(workflow)
-    run_id = new_run_id()
+    run_id = run_id or new_run_id()
 
     def start(token: CancelToken, pool: WorkerPool, observers: Sequence[Observer]) -> Run:
         begin = partial(workflow.start, state, params=params)

@@ -15,7 +15,7 @@ from canobatch.cli.command import Failure, Option, command, home_option, say, st
 from canobatch.cli.params import seconds
 from canobatch.cli.place import home_of
 from canobatch.cli.streams import data_stream
-from canobatch.cli.text import duration
+from canobatch.cli.text import duration, one_line
 from canobatch.cli.types import DURATION, SIZE, Read
 from canobatch.errors import ConfigurationError, JoinError
 
@@ -250,7 +250,7 @@ def _show_plan(workflow: Workflow, items: Items, data: IO[str]) -> None:
             continue
         given = items.ended(items.count - 1)
         if items.count <= 3:
-            click.echo(f"input {items.count}: {given}", file=data)
+            click.echo(f"input {items.count}: {one_line(given)}", file=data)
     click.echo(f"{items.count:,} inputs", file=data)
 
 

@@ -24,7 +24,7 @@ from canobatch.engine.attempt import (
 from canobatch.engine.branch_events import BranchEvents
 from canobatch.engine.branches import Branches
 from canobatch.engine.fold import Fold, FoldError
-from canobatch.engine.records import Records, join_error
+from canobatch.engine.records import Accepted, Records, join_error
 from canobatch.engine.scribe import branch_of, check_item
 from canobatch.errors import ConfigurationError, JoinError, PayloadError, TaskError, WorkflowError
 from canobatch.join import BranchResult, BranchStatus, JoinTally, SplitResult, Verdict
@@ -90,8 +90,8 @@ class SplitExecution:
         self._events = BranchEvents(driver, state)
         #: Branches that were running when the split was settled.
         self.cut: list[BranchResult] = []
-        #: Of an earlier life: the digests of the items of accepted branches; the attempts made of others.
-        self._recorded: dict[int, bytes | None] = {}
+        #: Of an earlier life: the accepted branches; the attempts made of others.
+        self._recorded = Accepted()
         self._made: dict[int, int] = {}
 
     # -- the whole
@@ -321,7 +321,7 @@ class SplitExecution:
             index = attempt.branch
             assert index is not None
             value = self._driver.scribe.value_of(attempt)
-            self._recorded[index] = attempt.item
+            self._recorded.add(index, attempt.item)
             self._tally.offer(True)
             if self._fold is not None:
                 self._fold.add(index, value)
@@ -338,7 +338,7 @@ class SplitExecution:
         if index not in self._recorded:
             return False
         where = f"state {label(self._state)}, branch {index}"
-        check_item(self._recorded[index], data, where, self._driver.run_id)
+        check_item(self._recorded.digest(index), data, where, self._driver.run_id)
         return True
 
     # -- outcomes
@@ -444,7 +444,7 @@ class SplitExecution:
     def _collect(self) -> SplitResult:
         total = self._total
         if total is None:
-            total = max(self._submitted, max(self._recorded, default=-1) + 1)
+            total = max(self._submitted, len(self._recorded))
         return self._records.collect(total, self._open)
 
     def _settle(self) -> SplitOutcome:

@@ -8,7 +8,8 @@ import queue
 import signal
 import socket
 import sys
-from contextlib import suppress
+import threading
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +23,8 @@ from canobatch.cli.types import DURATION
 from canobatch.errors import CanobatchError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from canobatch.observe import Event
     from canobatch.scheduler import RunningScheduler
 
@@ -49,7 +52,7 @@ def serve_command(ctx: click.Context, target: str, drain: float, log_format: str
 
     Then no run begins any more; what runs may come to its end, is cancelled and rolled back shortly before the time
     for it is over, and killed after. A second signal ends everything at once. Any number of these may serve the same
-    flows in the same home: each tick runs once. Tells systemd when it is ready.
+    flows in the same home: each tick runs once. Tells systemd when it is ready, and by its watchdog that it lives.
     """
     from canobatch.cli.home import Home  # noqa: PLC0415 - not to show a help
     from canobatch.cli.target import load_target, scheduler_kind  # noqa: PLC0415
@@ -71,11 +74,12 @@ def serve_command(ctx: click.Context, target: str, drain: float, log_format: str
             running = scheduler.start()
             notify(f"READY=1\nSTATUS={text.plural(len(scheduler), 'flow')}")
             _log.info("serving %s from %s in %s", text.plural(len(scheduler), "flow"), target, scheduler.home)
-            number = _await_signal(running, told)
-            notify("STOPPING=1")
-            if number is not None:
-                _log.info("stopping at %s; a second signal ends everything", signal.Signals(number).name)
-                running.stop(drain)
+            with _watchdog(running):
+                number = _await_signal(running, told)
+                notify("STOPPING=1")
+                if number is not None:
+                    _log.info("stopping at %s; a second signal ends everything", signal.Signals(number).name)
+                    running.stop(drain)
         _log.info("stopped")
     if number is not None:
         ctx.exit(exits.code_of_signal(number))
@@ -87,6 +91,30 @@ def _await_signal(running: RunningScheduler, told: queue.SimpleQueue[int]) -> in
         with suppress(queue.Empty):
             return told.get(timeout=1.0)
     return None
+
+
+@contextmanager
+def _watchdog(running: RunningScheduler) -> Iterator[None]:
+    """Tell systemd that the scheduler lives, twice as often as it asked; of one that does not answer nothing is told."""
+    microseconds, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", str(os.getpid()))
+    if not microseconds.isdigit() or not int(microseconds) or pid != str(os.getpid()):
+        yield
+        return
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(int(microseconds) / 2e6):
+            # It answers; that its home cannot be read at the moment is no reason to start it anew.
+            with suppress(CanobatchError):
+                running.list()
+            notify("WATCHDOG=1")
+
+    # Not joined: it may be waiting for a scheduler that hangs.
+    threading.Thread(target=tell, name="canobatch-watchdog", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 class _FlowLog:

@@ -256,7 +256,7 @@ def test_a_map_that_is_killed_in_the_middle_is_resumed(place, monkeypatch, count
         file.writelines(f"{n}\n" for n in range(count))
     monkeypatch.setenv("MIDDLE", str(count * 3 // 4))
     process = map_lines(place, "fn.py:logged", source)
-    await_that(lambda: (place.path / "middle.told").exists(), "the middle should be reached", 600.0)
+    await_that((place.path / "middle.told").exists, "the middle should be reached", 600.0)
     await_that(lambda: (place.path / "out").stat().st_size > 0, "results should be written")
     process.kill()
     process.wait()

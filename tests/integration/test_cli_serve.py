@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
+import select
 import signal
 import socket
 import sqlite3
+import threading
+from types import SimpleNamespace
 
 import pytest
 
+from canobatch.cli.serve import _watchdog
 from tests.support.launched import Place
 from tests.support.watch import await_that, is_alive
 
@@ -262,20 +265,66 @@ def test_two_servers_share_the_ticks(place):
     assert len(ticks) == len(set(ticks))
 
 
-def test_systemd_is_told(place):
-    """READY once it serves, STOPPING at the end; over the socket that systemd names."""
+@pytest.fixture
+def systemd(place, monkeypatch):
+    """The socket over which systemd is told, named as it names it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.bind(str(place.path / "notify"))
         channel.settimeout(60)
-        os.environ["NOTIFY_SOCKET"] = str(place.path / "notify")
-        try:
-            process = serve(place)
-        finally:
-            del os.environ["NOTIFY_SOCKET"]
-        assert channel.recv(1000).decode().startswith("READY=1\nSTATUS=6 flows")
-        process.terminate()
-        assert channel.recv(1000) == b"STOPPING=1"
-        assert process.wait(60) == 143
+        monkeypatch.setenv("NOTIFY_SOCKET", str(place.path / "notify"))
+        yield channel
+
+
+def test_systemd_is_told(place, systemd):
+    """READY once it serves, STOPPING at the end, and nothing else: it has not asked for a watchdog."""
+    process = serve(place)
+    assert systemd.recv(1000).decode().startswith("READY=1\nSTATUS=6 flows")
+    process.terminate()
+    assert systemd.recv(1000) == b"STOPPING=1"
+    assert process.wait(60) == 143
+
+
+def test_the_watchdog_of_systemd_is_told_as_long_as_the_scheduler_answers(place, systemd, monkeypatch):
+    """WATCHDOG comes again and again, while it drains too; not if it was asked of another process."""
+    monkeypatch.setenv("WATCHDOG_USEC", "200000")
+    process = serve(place)
+    assert systemd.recv(1000).startswith(b"READY=1")
+    assert [systemd.recv(1000) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+    assert place.run("trigger", "slow").returncode == 0
+    place.await_told("long")
+    process.terminate()
+    while (told := systemd.recv(1000)) != b"STOPPING=1":
+        assert told == b"WATCHDOG=1"
+    assert systemd.recv(1000) == b"WATCHDOG=1"
+    place.release("long")
+    assert process.wait(60) == 143
+    while select.select([systemd], [], [], 0)[0]:
+        systemd.recv(1000)
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    other = serve(place)
+    assert systemd.recv(1000).startswith(b"READY=1")
+    other.terminate()
+    assert systemd.recv(1000) == b"STOPPING=1"
+    assert other.wait(60) == 143
+
+
+def test_the_watchdog_of_systemd_is_not_told_of_a_scheduler_that_hangs(systemd, monkeypatch):
+    """As long as it does not answer nothing is said; when it does again, so is the watchdog told."""
+    monkeypatch.setenv("WATCHDOG_USEC", "20000")
+    asked, answers = threading.Event(), threading.Event()
+
+    def hangs():
+        asked.set()
+        answers.wait(60)
+
+    with _watchdog(SimpleNamespace(list=hangs)):
+        assert asked.wait(60)
+        assert not select.select([systemd], [], [], 0)[0]
+        answers.set()
+        assert systemd.recv(1000) == b"WATCHDOG=1"
+    await_that(
+        lambda: all(thread.name != "canobatch-watchdog" for thread in threading.enumerate()), "its thread should end"
+    )
 
 
 def test_logs_can_be_json(place):

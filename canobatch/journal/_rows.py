@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import marshal
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from canobatch.effects import Flat
 
 #: Version 2 writes the same bytes for equal values, and every Python reads it.
 _VERSION = 2
@@ -47,7 +50,7 @@ def digest(*columns: Any) -> int:
     return int.from_bytes(data, "little") % MODULUS
 
 
-def content_digest(data: bytes) -> bytes:
+def content_digest(data: Flat) -> bytes:
     """Return the digest that a row keeps of a file."""
     return blake2b(data, digest_size=16).digest()
 

@@ -23,11 +23,17 @@ from canobatch.journal._reading import Reading, facts_of, read_history
 from canobatch.journal._run import SqliteRun
 from canobatch.journal._values import ValueFiles, sync_directory
 from canobatch.journal.history import check_definition, damaged, prunable, select, status_of, summary_of
-from canobatch.journal.home import Home, name_of
+from canobatch.journal.home import Home, Stamp, name_of
 from canobatch.journal.records import Owner, Recovered, RunHistory, RunStatus, RunSummary
 
 if TYPE_CHECKING:
     from canobatch.journal.records import NewRun, RunFacts
+
+
+_ENDED = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.ROLLED_BACK})
+
+#: To read this many runs takes as long as to write an index of them.
+_WORTH_INDEXING = 32
 
 
 class SqliteJournal:
@@ -193,8 +199,6 @@ class SqliteJournal:
         values = ValueFiles(home.run(name) / "values", life, home.durable)
         database = loaded.database(connection, path, values, life)
         database.facts, database.params, database.run_digest = raw, params, run_digest
-        # First the index: what it says of a run that has ended is believed.
-        home.forget(name)
         _sqlite.use_write_ahead_log(connection, path, home.durable)
         database.write([(RunDatabase.take_over, (owner.this_process(), wanted[2]))])
         _faults.point("journal.take.done")
@@ -207,9 +211,22 @@ class SqliteJournal:
         self, *, workflow: str | None = None, status: RunStatus | None = None, since: float | None = None
     ) -> list[RunSummary]:
         """Return the runs, the latest first; see `Journal.runs`."""
-        indexed = self._home.summaries()
-        found = (self._present(name, indexed.get(name)) for name in self._home.names())
-        return select([summary for summary in found if summary is not None], workflow, status, since)
+        home = self._home
+        names, indexed = home.names(), home.indexed()
+        fresh: dict[str, tuple[Stamp, RunSummary]] = {}
+        found = []
+        for name in names:
+            stamp, known = home.stamp(name), indexed.get(name)
+            if known is not None and known[0] == stamp:
+                found.append(known[1])
+            elif (summary := self._present(name, known and known[1])) is not None:
+                found.append(summary)
+                if stamp is not None and summary.status in _ENDED:
+                    fresh[name] = stamp, summary
+        if len(fresh) >= _WORTH_INDEXING:
+            with suppress(JournalError):
+                home.index_also(fresh, names)
+        return select(found, workflow, status, since)
 
     def run(self, run_id: str) -> RunHistory:
         """Return one run's history; see `Journal.run`."""
@@ -248,8 +265,6 @@ class SqliteJournal:
                 waste = home.runs / f".{os.urandom(8).hex()}"
                 home.run(name).rename(waste)
                 _faults.point("journal.prune.renamed")
-                home.forget(name)
-                _faults.point("journal.prune.forgotten")
                 shutil.rmtree(waste)
                 _faults.point("journal.prune.removed")
         finally:
@@ -265,9 +280,7 @@ class SqliteJournal:
                         shutil.rmtree(path, ignore_errors=True)
 
     def _present(self, name: str, indexed: RunSummary | None) -> RunSummary | None:
-        """Return how a run stands now; None: it has not begun, or is gone."""
-        if indexed is not None and indexed.status is not RunStatus.RUNNING:
-            return indexed
+        """Return how a run stands now, ``indexed`` what was known of it; None: it has not begun, or is gone."""
         # Before the file is read: a run that ends meanwhile is then said to have ended, not to be interrupted.
         is_held = owner.is_held(self._home.lock(name))
         try:

@@ -19,7 +19,7 @@ def test_branches_of_an_earlier_life_are_known_by_their_items():
     assert earlier.end == 6
     assert [earlier.has(index, b"") for index in (1, 3, 4, 6)] == [False] * 4
     assert [earlier.has(index, data) for index, data in ((0, b"a"), (2, b"any"), (5, b"e"))] == [True] * 3
-    with pytest.raises(VersionMismatchError, match="state work, branch 5: its item is not the one"):
+    with pytest.raises(VersionMismatchError, match="state 'work', branch 5: its item is not the one"):
         earlier.has(5, b"a")
 
 

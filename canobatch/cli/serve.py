@@ -95,7 +95,7 @@ def _await_signal(running: RunningScheduler, told: queue.SimpleQueue[int]) -> in
 
 @contextmanager
 def _watchdog(running: RunningScheduler) -> Iterator[None]:
-    """Tell systemd that the scheduler lives, twice as often as it asked; of one that does not answer nothing is told."""
+    """Tell systemd that the scheduler lives, twice as often as it asked; nothing of one that does not answer."""
     microseconds, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", str(os.getpid()))
     if not microseconds.isdigit() or not int(microseconds) or pid != str(os.getpid()):
         yield

@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from canobatch import _clock, _procs
+from canobatch.definition import label
 from canobatch.errors import CanobatchError, SchedulerError, UnknownFlowError
 from canobatch.observe import Event
 from canobatch.scheduler._desk import Desk
@@ -434,6 +435,10 @@ class RunningScheduler:
         self._news.append(record)
 
     def _notify(self, record: FlowRecord) -> None:
+        if record.kind in ("failed", "cancelled"):
+            _log.warning("flow %s: run %s %s: %s", record.flow, record.run_id, record.kind, record.reason)
+        elif record.kind == "finished":
+            _log.info("flow %s: run %s finished in state %s", record.flow, record.run_id, label(record.state))
         if record.kind not in ("fired", "skipped"):
             return
         observers = dict.fromkeys((*self._observers, *self._flows[record.flow].spec.workflow.observers))

@@ -18,38 +18,6 @@ if TYPE_CHECKING:
 KEPT = 100_000
 
 
-class Accepted:
-    """The branches that an earlier life accepted, with the digests of their items: there may be millions."""
-
-    _SIZE = 16
-
-    def __init__(self) -> None:
-        #: For each branch 0: not accepted; 1: without an item; 2: with one.
-        self._marks = bytearray()
-        self._digests = bytearray()
-
-    def add(self, index: int, digest: bytes | None) -> None:
-        """Take one."""
-        if index >= len(self._marks):
-            more = index + 1 - len(self._marks)
-            self._marks.extend(bytes(more))
-            self._digests.extend(bytes(more * self._SIZE))
-        self._marks[index] = 1 if digest is None else 2
-        if digest is not None:
-            self._digests[index * self._SIZE : (index + 1) * self._SIZE] = digest
-
-    def __contains__(self, index: int) -> bool:
-        return index < len(self._marks) and self._marks[index] > 0
-
-    def __len__(self) -> int:
-        """Return one more than the last of them."""
-        return len(self._marks)
-
-    def digest(self, index: int) -> bytes | None:
-        """Return the digest of the item that one of them had, None if it had none."""
-        return bytes(self._digests[index * self._SIZE : (index + 1) * self._SIZE]) if self._marks[index] > 1 else None
-
-
 class Records:
     """Ended branches of one split; ``keeps_values``: those without a record leave their value all the same."""
 

@@ -125,12 +125,16 @@ def test_a_failure_pauses_and_reset_and_unpause_let_it_run_again(place):
         return next(flow for flow in json.loads(place.run("flows", "--json").stdout) if flow["id"] == "bad")
 
     await_that(lambda: bad()["status"] == "paused", "the failure should pause it")
+    told = next(line for line in process.stderr if "flow bad: run" in line and "begins" not in line)
+    assert "ERROR" in told
+    assert "failed after" in told
+    assert "no luck" in told
     assert "no luck" in bad()["last_error"]
     assert "last error of bad: TaskError" in place.run("flows").stdout
     assert place.run("reset", "bad").returncode == 0
     assert bad()["failure_streak"] == 0
     process.terminate()
-    assert re.search(r"WARNING .* flow bad: run \S+ failed: .*no luck", process.stderr.read())
+    assert re.search(r"flow bad: run \S+ failed.*no luck", process.stderr.read())
     process.wait(60)
 
 

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+#: Descriptors that data is written to.
+_data: set[int] = set()
+
+
+def leave_terminal() -> None:
+    """Write to nowhere what would be written to a terminal: it is gone, and each line would be an error."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in {1, 2} | _data:
+        with suppress(OSError):
+            # A terminal that is gone does not say any more that it was one.
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 @contextmanager
@@ -34,10 +50,12 @@ def data_stream() -> Iterator[IO[str]]:
         os.dup2(nowhere, 1)
         os.close(nowhere)
     data = os.fdopen(own, "w", encoding=stdout.encoding, errors=stdout.errors)
+    _data.add(own)
     try:
         yield data
         data.flush()
     finally:
+        _data.discard(own)
         with suppress(OSError, ValueError):
             stdout.flush()
         os.dup2(own, 1)

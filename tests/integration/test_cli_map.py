@@ -236,6 +236,7 @@ def test_many_lines_take_no_more_memory(place):
 
 
 @pytest.mark.stress
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("source", ["file", "stdin"])
 def test_a_million_lines(place, source):
     """They pass through in order, in the memory that a few thousand take."""
@@ -248,7 +249,8 @@ def test_a_million_lines(place, source):
 
 
 @pytest.mark.parametrize(
-    ("count", "source"), [(4_000, "stdin"), pytest.param(1_000_000, "file", marks=pytest.mark.stress)]
+    ("count", "source"),
+    [(4_000, "stdin"), pytest.param(1_000_000, "file", marks=[pytest.mark.stress, pytest.mark.timeout(900)])],
 )
 def test_a_map_that_is_killed_in_the_middle_is_resumed(place, monkeypatch, count, source):
     """After SIGKILL the output is whole and in order, what was recorded is not called again, and none of it is kept."""

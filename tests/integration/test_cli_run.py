@@ -315,6 +315,39 @@ def test_a_home_that_cannot_be_used_is_told(place):
 # -- on a terminal
 
 
+def test_a_terminal_that_is_closed_does_not_cut_the_cancel_short(place):
+    """It is told of twice, by kernel and shell: the run is cancelled as by any first signal, and can be resumed."""
+    place.write("long.py", LONG)
+    screen = Screen(place, "run", "long.py")
+    screen.wait_for("long", "workers busy")
+    pid = place.await_told("long")
+    screen.close()
+    place.screens.clear()
+    for _ in range(2):
+        screen.process.send_signal(signal.SIGHUP)
+    assert screen.process.wait(60) == 129
+    assert not is_alive(pid)
+    (run,) = json.loads(place.run("runs", "--json").stdout)
+    assert run["status"] == "cancelled"
+    place.release("long")
+    again = place.run("resume", "last")
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_terminal_that_is_closed_ends_nothing_under_nohup(place):
+    """Where a hang-up is ignored, a run whose terminal is gone goes to its end."""
+    place.write("long.py", LONG)
+    ignoring = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
+    screen = Screen(place, "run", "long.py", preexec_fn=ignoring)
+    screen.wait_for("long", "workers busy")
+    screen.close()
+    place.screens.clear()
+    screen.process.send_signal(signal.SIGHUP)
+    place.release("long")
+    assert screen.process.wait(60) == 0
+    assert json.loads(place.run("runs", "--json").stdout)[0]["status"] == "completed"
+
+
 def test_progress_is_live_on_a_terminal(place):
     """States with marks, a bar with counts, workers: redrawn in place, gone at the end, the cursor back."""
     place.write(

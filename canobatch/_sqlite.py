@@ -133,7 +133,6 @@ def leave_write_ahead_log(connection: Connection, *, waits_for_disk: bool) -> No
         if not waits_for_disk:
             connection.execute("PRAGMA synchronous=OFF")
         connection.execute("PRAGMA busy_timeout=100")
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.execute("PRAGMA journal_mode=DELETE")
 
 
@@ -148,6 +147,20 @@ def transaction(connection: Connection) -> Iterator[None]:
         # SQLite itself has rolled back after some errors, a full disk for one.
         with suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def part(connection: Connection) -> Iterator[None]:
+    """Keep what is done inside, or undo it; inside of a transaction."""
+    connection.execute("SAVEPOINT part")
+    try:
+        yield
+        connection.execute("RELEASE part")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK TO part")
+            connection.execute("RELEASE part")
         raise
 
 
@@ -196,8 +209,9 @@ def schema_version(connection: Connection, path: Path, component: str, newest: i
     Raises:
         JournalError: The file is not ours, or was made by a newer version.
     """
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    # In this order: another process may make them, both at once, between the two.
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
     if application != _APPLICATION:
         if not tables and application == 0:
             return 0
@@ -221,7 +235,7 @@ def schema_version(connection: Connection, path: Path, component: str, newest: i
 # -- what an error means
 
 _MEANINGS = {
-    sqlite3.SQLITE_FULL: ("full", "there is no space left for {path}; free some, then resume"),
+    sqlite3.SQLITE_FULL: ("full", "there is no space left for {path}; free some, then try again"),
     sqlite3.SQLITE_READONLY: ("readonly", "{path} or its directory cannot be written"),
     sqlite3.SQLITE_PERM: ("readonly", "{path} may not be written"),
     sqlite3.SQLITE_CANTOPEN: ("readonly", "{path} cannot be opened or created"),
@@ -253,7 +267,9 @@ def translated(path: Path) -> Iterator[None]:
         raise JournalError(f"{path} is closed here ({error})", path=str(path), reason="closed") from error
     except sqlite3.Error as error:
         # A text that is no text has no code of its own.
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+        # The write-ahead log's index did not find room.
+        code = sqlite3.SQLITE_FULL if code == sqlite3.SQLITE_IOERR_SHMSIZE else code & 0xFF
         raise _meaning(path, code, error) from error
     except OSError as error:
         raise meaning_of(path, error) from error

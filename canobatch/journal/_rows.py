@@ -7,8 +7,10 @@ its own, and the sum of them all, kept beside, shows that none is missing.
 from __future__ import annotations
 
 import marshal
+import struct
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 if TYPE_CHECKING:
     from canobatch.effects import Flat
@@ -51,8 +53,8 @@ def digest(*columns: Any) -> int:
 
 
 def content_digest(data: Flat) -> bytes:
-    """Return the digest that a row keeps of a file."""
-    return blake2b(data, digest_size=16).digest()
+    """Return what a row keeps of a file: its length and checksum, found faster than a disk writes."""
+    return struct.pack("<QI", len(data), crc32(data))
 
 
 def text_bytes(text: str) -> bytes:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from canobatch._locks import FileLock
     from canobatch.effects import ErrorRecord, Operation
     from canobatch.journal.base import Ticket
     from canobatch.journal.home import Home
-    from canobatch.journal.owner import RunLock
     from canobatch.journal.records import AttemptRecord, Commit, RunFacts, RunStatus
 
 #: About how many bytes a row takes beside its value.
@@ -30,7 +30,7 @@ class SqliteRun:
     """One run that this process has; see `RunJournal`."""
 
     def __init__(
-        self, home: Home, name: str, facts: RunFacts, lock: RunLock | None, database: RunDatabase | None
+        self, home: Home, name: str, facts: RunFacts, lock: FileLock | None, database: RunDatabase | None
     ) -> None:
         self._home = home
         self._name = name

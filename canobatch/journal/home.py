@@ -66,6 +66,8 @@ class Home:
             JournalError: They cannot be made.
         """
         with _sqlite.translated(self.directory):
+            if self.runs.is_dir() and self.locks.is_dir():
+                return
             for path in (self.directory, self.runs, self.locks):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
 

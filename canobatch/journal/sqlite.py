@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from canobatch import _clock, _faults, _sqlite
+from canobatch._locks import FileLock, is_held
 from canobatch.errors import (
     ConfigurationError,
     JournalError,
@@ -85,7 +86,7 @@ class SqliteJournal:
                 database.close(is_whole=False)
                 raise
         except BaseException:
-            lock.release()
+            lock.release(is_last=not home.run(name).exists())
             raise
 
     def take_over(
@@ -116,10 +117,12 @@ class SqliteJournal:
         if not self._home.has(name):
             raise self._not_found(run_id)
 
-    def _lock(self, run_id: str, name: str) -> owner.RunLock:
-        lock = owner.RunLock(self._home.lock(name))
-        if lock.acquire():
-            return lock
+    def _lock(self, run_id: str, name: str) -> FileLock:
+        path = self._home.lock(name)
+        lock = FileLock(path)
+        with _sqlite.translated(path):
+            if lock.acquire():
+                return lock
         known = self._owner_of(name)
         who = "a process" if known is None else f"process {known.pid} on {known.host}"
         raise RunInUseError(
@@ -170,8 +173,11 @@ class SqliteJournal:
                 if home.durable == "power":
                     for directory in (home.run(name), home.runs, home.directory):
                         sync_directory(directory)
-            except BaseException:
+            except BaseException as error:
                 connection.close()
+                if isinstance(error, Exception):
+                    # What could not begin leaves nothing, least of all on a full disk.
+                    shutil.rmtree(home.run(name), ignore_errors=True)
                 raise
         return database
 
@@ -181,7 +187,7 @@ class SqliteJournal:
         run_id: str,
         name: str,
         wanted: tuple[str, int, str],
-        lock: owner.RunLock,
+        lock: FileLock,
     ) -> tuple[SqliteRun, Recovered]:
         home, path = self._home, self._home.database(name)
         reading = Reading(connection, path)
@@ -237,14 +243,14 @@ class SqliteJournal:
         name = name_of(run_id)
         path = self._home.database(name)
         self._require(run_id, name)
-        is_held = owner.is_held(self._home.lock(name))
+        is_live = is_held(self._home.lock(name))
         connection = _sqlite.connect_readonly(path)
         try:
             with _sqlite.one_version(connection):
                 reading = Reading(connection, path)
                 if not reading.has_run():
                     raise self._not_found(run_id)
-                return read_history(reading, is_held=is_held)
+                return read_history(reading, is_held=is_live)
         finally:
             connection.close()
 
@@ -257,9 +263,10 @@ class SqliteJournal:
     def _remove(self, name: str) -> bool:
         """Remove an ended run; returns whether nobody took it over meanwhile."""
         home = self._home
-        lock = owner.RunLock(home.lock(name))
-        if not lock.acquire():
-            return False
+        lock = FileLock(home.lock(name))
+        with _sqlite.translated(home.lock(name)):
+            if not lock.acquire():
+                return False
         try:
             facts = self._facts(name)
             if facts is None or facts.status == "running":
@@ -286,7 +293,7 @@ class SqliteJournal:
     def _present(self, name: str, indexed: RunSummary | None) -> RunSummary | None:
         """Return how a run stands now, ``indexed`` what was known of it; None: it has not begun, or is gone."""
         # Before the file is read: a run that ends meanwhile is then said to have ended, not to be interrupted.
-        is_held = owner.is_held(self._home.lock(name))
+        is_live = is_held(self._home.lock(name))
         try:
             facts = self._facts(name)
         except JournalError as error:
@@ -297,7 +304,7 @@ class SqliteJournal:
                     unquote(name), "", 0, RunStatus.DAMAGED, None, 0.0, None, None, Owner(0, 0, "", 0, "")
                 )
             return damaged(indexed, error)
-        return None if facts is None else summary_of(facts, status_of(facts, is_held=is_held))
+        return None if facts is None else summary_of(facts, status_of(facts, is_held=is_live))
 
     def _facts(self, name: str) -> RunFacts | None:
         """Return the row of a run; None: it has none, or no database."""

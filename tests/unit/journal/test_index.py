@@ -184,3 +184,27 @@ def test_flips_in_the_index_are_found(journal):
             assert found == right
     assert len(errors) > 10
     assert [error for error in errors if str(path) not in error] == []
+
+
+def test_a_truncated_index_is_found(journal):
+    """The same for an index that was cut, at any place, and for one whose own journal was."""
+    chance = random.Random(6)
+    for index in range(3):
+        end(journal, f"r{index}")
+    right = journal.runs()
+    whole = {name: (journal.directory / name).read_bytes() for name in ("home.db", "home.db-journal")}
+    errors = []
+    for number in range(20):
+        for name, data in whole.items():
+            (journal.directory / name).write_bytes(data)
+        path = journal.directory / ("home.db" if number % 4 else "home.db-journal")
+        with path.open("r+b") as file:
+            file.truncate(chance.choice([0, 1, 100, 4096, chance.randrange(path.stat().st_size)]))
+        try:
+            found = journal.runs()
+        except JournalError as error:
+            errors.append(str(error))
+        else:
+            assert found == right
+    assert errors
+    assert [error for error in errors if str(journal.directory / "home.db") not in error] == []

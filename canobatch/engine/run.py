@@ -32,6 +32,7 @@ class Run:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._drive, name=f"canobatch-run-{driver.run_id}", daemon=True)
         self._lock = threading.Lock()
+        self._is_driven = False
         self._watchers: list[Callable[[], None]] | None = []
         if begins:
             self.begin()
@@ -42,6 +43,7 @@ class Run:
             self._thread.start()
         except RuntimeError as error:
             # No thread is to be had; whoever waits must not wait for ever.
+            self._driver.scribe.close()
             self.fail(error)
             self.end()
             raise
@@ -125,19 +127,25 @@ class Run:
         return self._driver.report()
 
     def wait_through_interrupt(self) -> Any:
-        """Wait like `wait`; the first Ctrl-C cancels the run and ends it, the second abandons it."""
+        """Begin, and wait like `wait`; the first Ctrl-C cancels the run and ends it, the second abandons it."""
         try:
+            self.begin()
             return self.wait()
         except KeyboardInterrupt:
             if self._ended.is_set():
                 raise
             self.cancel("interrupted", keep=None)
+            # It may have come before there was a thread; cancelled, the run ends here as it would there.
+            self._drive()
             self._ended.wait()
             raise
 
     def _drive(self) -> None:
-        self.drive()
-        self.end()
+        with self._lock:
+            is_driven, self._is_driven = self._is_driven, True
+        if not is_driven:
+            self.drive()
+            self.end()
 
     def end(self) -> None:
         """Tell those who watch and those who wait that it has ended, after `drive` or `fail`; once only."""

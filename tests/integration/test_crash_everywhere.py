@@ -106,15 +106,8 @@ def total_points(place, backend, points, *, fails):
     went(whole(place).start(W.START, pool=backend, run_id="r", params=parameters(place, fails=fails)))
     points(None)
     documented = {line.split()[0] for line in _faults.__doc__.splitlines() if line.startswith(("journal.", "engine."))}
-<<<<<<< HEAD
     # A run that is begun is not taken over, nor pruned.
     assert {name.rpartition(".")[0] for name in documented - set(counter.passed)} == {"journal.take", "journal.prune"}
-=======
-    assert documented - set(counter.passed) == {
-        "journal.take.locked", "journal.take.loaded", "journal.take.done",
-        "journal.prune.renamed", "journal.prune.removed",
-    }  # fmt: skip
->>>>>>> main
     return len(counter.passed)
 
 

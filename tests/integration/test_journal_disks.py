@@ -164,11 +164,7 @@ assert journal.runs() == []
 
 
 def test_a_run_on_a_full_disk_goes_on_when_there_is_room(tmp_path):
-<<<<<<< HEAD
-    """A run with every kind of state, on disks that fill up: an error, and in the end the same store."""
-=======
     """A run with every kind of state, on disks that fill up sooner or later: errors, and in the end the same store."""
->>>>>>> main
     source = f"""{HEAD}
 from pathlib import Path
 from canobatch.journal import MemoryJournal

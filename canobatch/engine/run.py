@@ -138,7 +138,7 @@ class Run:
         for watcher in watchers:
             try:
                 watcher()
-            except Exception:  # noqa: BLE001 - the end of a run is not for others to spoil
+            except BaseException:  # noqa: BLE001 - the end of a run is not for others to spoil
                 _log.exception("a watcher of run %s failed", self.id)
         self._ended.set()
 

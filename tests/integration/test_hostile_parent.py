@@ -18,7 +18,7 @@ from pathlib import Path
 # From 3.12 on, os.fork() beside threads warns; here that is the point.
 warnings.filterwarnings("ignore", message=".*multi-threaded.*", category=DeprecationWarning)
 from canobatch import JoinConfig, JoinStrategy, Workflow, WorkerPool
-from canobatch.errors import PoolClosedError, TaskError, WorkerLostError
+from canobatch.errors import CanobatchError, PoolClosedError, TaskError, WorkerLostError
 from tests.support.losers import Loser
 from tests.support.watch import Witness
 
@@ -406,6 +406,62 @@ except TaskError as error:
     done = run_script(COMMON + source)
     assert_clean(done)
     assert done.stdout == "SystemExit(4)\n"
+
+
+PLACES = {
+    "a deleted directory": "place = tempfile.mkdtemp()\nos.chdir(place)\nos.rmdir(place)\nsys.path.insert(0, '')",
+    "no standard input": "os.close(0)",
+    "no standard output": "os.close(1)",
+    "no standard error": "os.close(2)",
+    "no standard streams": "os.closerange(0, 3)",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_launcher_may_be_in_a_poor_place(place, run_script, tmp_path):
+    """Without a working directory or standard streams runs end as ever, and what tasks print meets no socket."""
+    source = f"""
+{PLACES[place]}
+def loud(ctx, item):
+    os.write(1, b"out" * 1000)
+    os.write(2, b"err" * 1000)
+    return os.getcwd()
+
+join = JoinConfig(ALL, "end", into="v")
+run = Workflow("w").register_map("s", loud, range(3), join).add_exit_state("end").start("s")
+run.wait(60)
+Path({str(tmp_path)!r}, "found").write_text(str(len(run.store.get("v"))))
+"""
+    run_script(COMMON + source)
+    assert (tmp_path / "found").read_text() == "3"
+
+
+def test_code_that_exits_the_launcher_outside_of_a_task_fails_the_run(run_script):
+    """Items, a fold or an update that call ``sys.exit`` fail the run in their state; the script goes on."""
+    source = """
+def items():
+    yield 1
+    sys.exit(4)
+
+def flow(items, fold=None):
+    join = JoinConfig(ALL, "end", into="v", reduce=fold and (fold, 0))
+    return Workflow("w").register_map("s", lambda ctx, item: item, items, join)
+
+flows = [
+    flow(items),
+    flow(lambda ctx: sys.exit(4)),
+    flow([1], lambda folded, value: sys.exit(4)),
+    Workflow("w").register("s", lambda ctx: ctx.store.update("k", lambda old: sys.exit(4), 0) or "end"),
+]
+for each in flows:
+    try:
+        each.add_exit_state("end").orchestrate("s")
+    except CanobatchError as error:
+        say("'s'" in str(error), "SystemExit: 4" in str(error))
+"""
+    done = run_script(COMMON + source)
+    assert_clean(done)
+    assert done.stdout == "True True\n" * 4
 
 
 # -- Ctrl-C

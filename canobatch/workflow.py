@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from canobatch import _clock
+from canobatch._importing import refuse_while_importing
 from canobatch.cancel import CancelToken
 from canobatch.definition import Definition
 from canobatch.engine.driver import Driver
@@ -270,6 +271,7 @@ class Workflow(Registration):
         return self._run(state, run_id, params, store, scribe, pool, cancel, observers=observers, **settings)
 
     def _freeze(self) -> None:
+        refuse_while_importing("a run")
         if not self.definition.is_frozen:
             self.definition.validate()
             self.definition.is_frozen = True

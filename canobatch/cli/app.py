@@ -110,8 +110,10 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     epilog="TARGET is package.module:attribute, package.module when it holds one workflow, or path/to/file.py with or "
     "without :attribute; the attribute is a workflow or a function that makes one. Every option can be given as "
     "an environment variable: CANOBATCH_RUN_JOBS=4 is canobatch run --jobs 4.\n\n"
+    "A DURATION is a number of seconds, or such as 1.5h or 1m30s; a SIZE a number of bytes, or such as 512M or 2G.\n\n"
     "Exit codes: 0 done, 1 the run failed, 2 wrong usage, 3 the target cannot be loaded or is not valid, 5 the run "
-    "failed and so did its rollback, 6 timed out, 75 busy, 130 interrupted, 143 terminated.",
+    "failed and so did its rollback, 6 timed out, 75 busy, 130 interrupted, "
+    "141 nobody reads the results, 143 terminated.",
 )
 @home_option
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show it.")

@@ -138,17 +138,27 @@ def _keep_verbose(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.meta[_VERBOSE] = True
 
 
+class _Directory(click.Path):
+    """A directory; what is empty is mostly a shell's variable that is not set."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return its path."""
+        if value == "":
+            self.fail("'' is not a directory; write . for the current one", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def home_option(command: _F) -> _F:
     """Add ``--home``."""
     return click.option(
         "--home",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=_Directory(file_okay=False, path_type=Path),
         envvar="CANOBATCH_HOME",
         show_envvar=True,
         expose_value=False,
         is_eager=True,
         callback=_keep_home,
-        help="Where runs are remembered. Default: a directory of yours for the state of programs.",
+        help="Where runs are remembered. Default: your state directory, such as ~/.local/state/canobatch.",
     )(command)
 
 

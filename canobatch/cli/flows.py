@@ -31,7 +31,9 @@ def _open(ctx: click.Context) -> FlowHome:
     home = home_of(ctx)
     if not (home / "flows.db").exists():
         # Looking must not make one.
-        raise Failure(f"there are no flows in {home}; canobatch serve TARGET runs some", exits.USAGE)
+        raise Failure(
+            f"there are no flows in {home}; canobatch serve TARGET runs some, --home names another home", exits.USAGE
+        )
     return FlowHome(home)
 
 

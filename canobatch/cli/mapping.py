@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import IO, TYPE_CHECKING, Any
@@ -34,19 +36,24 @@ if TYPE_CHECKING:
 def _read_join(text: str) -> tuple[str, Any]:
     """Return the kind and the number of ``all``, ``any``, ``quorum=3``, ``percentage=90``, ``deadline=10m``."""
     kind, _, number = text.partition("=")
+    found: float | None
     if kind in ("all", "any") and not number:
         return kind, None
     if kind == "quorum":
-        return kind, int(number)
-    if kind == "percentage":
+        found, most = int(number), math.inf
+    elif kind == "percentage":
         share = float(number.removesuffix("%"))
-        return kind, share / 100 if number.endswith("%") or share > 1 else share
-    if kind == "deadline":
-        return kind, seconds(number)
-    raise ValueError
+        found, most = share / 100 if number.endswith("%") or share > 1 else share, 1.0
+    elif kind == "deadline":
+        found, most = seconds(number), sys.float_info.max
+    else:
+        raise ValueError
+    if not 0 < found <= most:
+        raise ValueError
+    return kind, found
 
 
-_JOIN = Read("join", _read_join, "one of all, any, quorum=N, percentage=P, deadline=S")
+_JOIN = Read("join", _read_join, "one of all, any, quorum=3, percentage=90, deadline=10m")
 
 
 @command(
@@ -78,6 +85,7 @@ _JOIN = Read("join", _read_join, "one of all, any, quorum=N, percentage=P, deadl
     help="What has to succeed: all, any, quorum=N, percentage=P, or as much as can be done by deadline=S. The rest "
     "is killed.",
 )
+@click.option("--fail-fast", is_flag=True, help="Kill the rest as soon as the join can no longer be met.")
 @click.option("--retries", type=click.IntRange(min=0), default=0, help="How often to try again what failed.")
 @click.option("--timeout", type=DURATION, help="Kill an attempt after so long.")
 @click.option("--memory-limit", type=SIZE, help="Kill an attempt that takes more, such as 2G.")
@@ -92,6 +100,7 @@ def map_command(
     jsonl: bool,
     jobs: int | None,
     join: tuple[str, Any],
+    fail_fast: bool,
     retries: int,
     timeout: float | None,
     memory_limit: int | None,
@@ -101,13 +110,13 @@ def map_command(
     """Call the function TARGET with each line of the input, in parallel processes.
 
     Results are written in the order of the inputs, each as soon as it is final: text as it is, anything else as
-    JSON, None not at all. The function takes the line, or (ctx, line). Failures are listed on standard error; with
-    one that counts the exit code is 1.
+    JSON, None not at all. The function takes the line, or (ctx, line); what it prints is shown by canobatch logs.
+    Failures are listed on standard error; with one that counts the exit code is 1.
     """
     from canobatch.cli.home import Home, LaunchRecord  # noqa: PLC0415 - what runs is slow to import
     from canobatch.cli.launch import Settings  # noqa: PLC0415
 
-    options = MapOptions(source, jsonl, join, retries, timeout, memory_limit)
+    options = MapOptions(source, jsonl, join, retries, timeout, memory_limit, fail_fast)
     home = Home(home_of(ctx))
     again = _unfinished(home, target) if resume else None
     record = LaunchRecord("map", target, options={**asdict(options), "jobs": jobs})
@@ -124,6 +133,7 @@ class MapOptions:
     retries: int = 0
     timeout: float | None = None
     memory_limit: int | None = None
+    fail_fast: bool = False
 
 
 def run_map(
@@ -190,7 +200,7 @@ def _workflow(
     )
     workflow = Workflow(f"map {target}")
     workflow.register_map(
-        _MAP, _taking_item(function, target), iter(items), _join_config(options.join, output), config=config
+        _MAP, _taking_item(function, target), iter(items), _join_config(options, output), config=config
     )
     return workflow.add_exit_state(_DONE)
 
@@ -222,10 +232,10 @@ def _taking_item(function: Callable[..., Any], target: str) -> Callable[[Any, An
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def _join_config(join: tuple[str, Any], output: Output) -> JoinConfig:
+def _join_config(options: MapOptions, output: Output) -> JoinConfig:
     from canobatch.join import JoinConfig, JoinStrategy  # noqa: PLC0415
 
-    kind, number = join
+    kind, number = options.join
     strategy = {
         "all": JoinStrategy("all"),
         "any": JoinStrategy("any"),
@@ -235,7 +245,8 @@ def _join_config(join: tuple[str, Any], output: Output) -> JoinConfig:
     }[kind]
     timeout = number if kind == "deadline" else None
     # A fold writes each value when all before it are written, and keeps none.
-    return JoinConfig(strategy, _DONE, timeout=timeout, into="written", reduce=(output.write, 0))
+    fold = (output.write, 0)
+    return JoinConfig(strategy, _DONE, timeout=timeout, into="written", reduce=fold, fail_fast=options.fail_fast)
 
 
 def _show_plan(workflow: Workflow, items: Items, data: IO[str]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from canobatch.cli.command import Option, command, home_option, json_option, say, target_argument
 from canobatch.cli.params import parse_params
 from canobatch.cli.place import home_of
 from canobatch.cli.streams import data_stream
-from canobatch.cli.types import DURATION
+from canobatch.cli.types import DURATION, TEXT
 from canobatch.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--initial", metavar="STATE", help="The state to begin in. Default: the first that is registered.")
 @click.option("-p", "--param", "given", cls=Option, metavar="NAME=VALUE", multiple=True, help="A parameter of the run.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Worker processes. Default: one per core.")
-@click.option("--name", metavar="NAME", help="Let no two runs of this name overlap.")
+@click.option("--name", metavar="NAME", type=TEXT, help="Let no two runs of this name overlap.")
 @click.option(
     "--on-overlap",
     type=click.Choice(["fail", "skip", "wait"]),
@@ -67,6 +68,8 @@ def run_command(
     from canobatch.cli.plan import as_text, find_state  # noqa: PLC0415
     from canobatch.cli.target import load_target, workflow_kind  # noqa: PLC0415
 
+    if not name and ctx.get_parameter_source("on_overlap") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--on-overlap has a meaning only with --name NAME")
     with data_stream() as data:
         workflow: Workflow = load_target(target, workflow_kind())
         workflow.validate()

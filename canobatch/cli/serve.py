@@ -21,8 +21,10 @@ from canobatch.cli.streams import data_stream
 from canobatch.cli.types import DURATION
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from canobatch.observe import Event
-    from canobatch.scheduler import RunningScheduler
+    from canobatch.scheduler import FlowRecord, RunningScheduler
 
 _log = logging.getLogger("canobatch.serve")
 
@@ -39,7 +41,9 @@ _NO_RELOAD = "a reload is not possible while flows run; restart instead: another
     """,
 )
 @target_argument
-@click.option("--drain", type=DURATION, default="30", help="How long what runs may take after a signal. Default: 30.")
+@click.option(
+    "--drain", type=DURATION, default="30", help="How long what runs may take after a signal. Default: 30 (seconds)."
+)
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of stderr.")
 @home_option
 @click.pass_context
@@ -91,13 +95,29 @@ def _await_signal(running: RunningScheduler, told: queue.SimpleQueue[int]) -> in
 class _FlowLog:
     """An observer that logs what happens to flows."""
 
+    def __init__(self) -> None:
+        self._begun: dict[str, datetime] = {}
+
     def on_event(self, event: Event) -> None:
         """Take one event."""
         record: Any = event.detail
         if event.kind == "flow_fired":
+            self._begun[record.run_id] = event.time
             _log.info("flow %s: run %s begins", record.flow, record.run_id)
         elif event.kind == "flow_skipped":
             _log.warning("flow %s: skipped: %s", record.flow, record.reason)
+        elif event.kind == "flow_ended":
+            self._log_end(event, record)
+
+    def _log_end(self, event: Event, record: FlowRecord) -> None:
+        from canobatch.definition import label  # noqa: PLC0415 - not to show a help
+        from canobatch.observe.log import level_of  # noqa: PLC0415
+
+        begun = self._begun.pop(record.run_id or "", None)
+        took = "" if begun is None else f" after {text.duration((event.time - begun).total_seconds())}"
+        how = f"completed in {label(record.state)}" if record.kind == "finished" else record.kind
+        because = f": {record.reason}" if record.reason else ""
+        _log.log(level_of(event), "flow %s: run %s %s%s%s", record.flow, record.run_id, how, took, because)
 
 
 class _JsonLines(logging.Formatter):

@@ -432,15 +432,14 @@ class RunningScheduler:
         self._news.append(record)
 
     def _notify(self, record: FlowRecord) -> None:
-        if record.kind not in ("fired", "skipped"):
+        kind = _EVENTS.get(record.kind)
+        if kind is None:
             return
         observers = dict.fromkeys((*self._observers, *self._flows[record.flow].spec.workflow.observers))
         if not observers:
             return
         self._events += 1
-        event = Event(
-            record.run_id or "", self._events, record.time, f"flow_{record.kind}", record.state, detail=record
-        )
+        event = Event(record.run_id or "", self._events, record.time, kind, record.state, detail=record)
         for observer in observers:
             try:
                 observer.on_event(event)
@@ -450,6 +449,12 @@ class RunningScheduler:
     def __repr__(self) -> str:
         state = "stopped" if self._ended.is_set() else "stopping" if self._is_stopping else "running"
         return f"<RunningScheduler {state}, {len(self._flows)} flows>"
+
+
+#: What observers are told of: records by their kind.
+_EVENTS = {"fired": "flow_fired", "skipped": "flow_skipped"} | dict.fromkeys(
+    ("finished", "failed", "cancelled", "interrupted"), "flow_ended"
+)
 
 
 def _whereabouts(run: Run) -> str:

@@ -235,10 +235,11 @@ def test_resume_does_only_what_is_missing(place):
     command = ("map", "fn.py:late", "--from", "lines", "-j", "1")
     place.release("late2")
     process = place.start(*command)
-    place.await_told("late5")
+    worker = place.await_told("late5")
     await_that(lambda: len(_recorded(place)) == 4, "four results should be recorded")
     process.kill()
     process.wait()
+    await_that(lambda: not is_alive(worker), "the worker should be dead")
     place.release("late5")
     again = place.run(*command, "--resume")
     assert again.returncode == 0, again.stderr
@@ -273,6 +274,26 @@ def test_other_inputs_are_refused_on_resume(place):
     again = place.run("map", "fn.py:up", "--from", "lines", "--resume")
     assert again.returncode == 1
     assert "branch 0" in again.stderr
+
+
+def test_the_first_failure_may_end_it(place):
+    """With --fail-fast what hangs is killed as soon as one has failed; --resume goes on from there."""
+    (place.path / "lines").write_text("x\nbad\n")
+    place.write("fn.py", FUNCTIONS + "\ndef first(line):\n    return up(line) if 'bad' in line else hang(line)\n")
+    process = place.start("map", "fn.py:first", "--from", "lines", "-j", "2", "--fail-fast")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (1, "")
+    assert "1 failed, 1 killed or not begun" in err
+
+
+def test_missing_inputs_are_refused_on_resume(place):
+    """A map from standard input is not complete because nobody gives the inputs again."""
+    (place.path / "lines").write_text("a\nbad\nc\n")
+    assert place.run("map", "fn.py:up", "--from", "lines").returncode == 1
+    (place.path / "lines").write_text("a\n")
+    again = place.run("map", "fn.py:up", "--from", "lines", "--resume")
+    assert (again.returncode, again.stdout.count("A")) == (1, 1)
+    assert "it had 3 items or more, and now has 1" in again.stderr
 
 
 def test_results_on_a_terminal_are_not_torn_apart(place):

@@ -115,6 +115,10 @@ def test_a_failure_pauses_and_reset_and_unpause_let_it_run_again(place):
         return next(flow for flow in json.loads(place.run("flows", "--json").stdout) if flow["id"] == "bad")
 
     await_that(lambda: bad()["status"] == "paused", "the failure should pause it")
+    told = next(line for line in process.stderr if "flow bad: run" in line and "begins" not in line)
+    assert "ERROR" in told
+    assert "failed after" in told
+    assert "no luck" in told
     assert "no luck" in bad()["last_error"]
     assert place.run("reset", "bad").returncode == 0
     assert bad()["failure_streak"] == 0

@@ -1,96 +1,97 @@
-"""The README: its code runs, its quickstart is the example, its commands and links are there."""
+"""The README: its snippets run, one after the other, and its commands and options are those there are."""
 
 from __future__ import annotations
 
 import ast
+import os
 import re
-import shlex
-from dataclasses import dataclass
+import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
 
-from canobatch.cli.app import COMMANDS, app, load_command
+from canobatch.cli.app import COMMANDS, load_command
+from tests.support.launched import PROGRAM
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 
-STATES = """
-from enum import Enum
-from canobatch import *
-
-class S(Enum):
-    START = 1
-    DONE = 2
-
-def done():
-    return S.DONE
-"""
+#: What the README leaves to the imagination.
+BEFORE = "def load_weights():\n    return None\n"
+#: What would wait for a signal.
+FOR_EVER = "    running.wait()\n"
 
 
-def blocks(language):
-    """Return the blocks of code in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def test_the_snippets_run_in_their_order(run_script):
+    """Whoever copies all of them into one script gets what the comments say."""
+    (test,) = (block for block in BLOCKS if "inline_backend" in block)
+    source = BEFORE + "\n".join(block for block in BLOCKS if block != test)
+    assert source.count(FOR_EVER) == 1
+    done = run_script(source.replace(FOR_EVER, ""))
+    assert (done.returncode, done.stderr) == (0, "")
+    printed = done.stdout.split()
+    promised = re.findall(r"# prints (\d+)", source)
+    assert printed[: len(promised)] == promised
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What a piece of the README needs around it to be a whole script, and what that prints."""
-
-    before: str
-    after: str
-    prints: str
-    #: What would take too long, or stands for the reader's own.
-    instead: tuple[tuple[str, str], ...] = ()
-
-
-PIECES = [
-    Piece("", "assert final is S.DONE", "6\n"),
-    Piece(
-        'from canobatch import *\nworkflow = Workflow("squares").add_exit_state("done")',
-        'run = workflow.start("square")\nassert run.wait() == "done"\nprint(run.store.get("sum"))',
-        "328350\n",
-        (("1_000_000", "100"),),
-    ),
-    Piece(
-        "import numpy\nload_weights = lambda: numpy.eye(2)",
-        'from canobatch import JoinConfig, JoinStrategy\njoin = JoinConfig(JoinStrategy.all(), "done", into="found")\n'
-        'run = workflow.register_map("predict", predict, [[1, 2], [3, 4]], join).add_exit_state("done")'
-        '.start("predict")\nrun.wait()\nprint([row.tolist() for row in run.store.get("found")])',
-        "[[1.0, 2.0], [3.0, 4.0]]\n",
-    ),
-    Piece(
-        STATES,
-        "print([(run.run_id, str(run.status)) for run in workflow.journal.runs()])",
-        "[('2026-11-21', 'completed')]\n",
-        (("workflow.orchestrate", "workflow.register(S.START, done).add_exit_state(S.DONE)\nworkflow.orchestrate"),),
-    ),
-    Piece(
-        STATES + 'workflow, other = (Workflow(name).register(S.START, done).add_exit_state(S.DONE) for name in "ab")',
-        "print(running.status('poll').status)",
-        "completed\n",
-        (("running.wait()", "running.stop()"), ("S.START, 60,", 'S.START, 60, start="after_interval",')),
-    ),
-]
+def test_the_test_in_it_passes(tmp_path):
+    """The quickstart and the test of it, as a project of its own."""
+    (test,) = (block for block in BLOCKS if "inline_backend" in block)
+    quickstart = BLOCKS[0].replace("final =", 'if __name__ == "__main__":\n    final =')
+    (tmp_path / "test_words.py").write_text(quickstart + test)
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["canobatch.testing.plugin"]\n')
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_words.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("number", range(len(PIECES)))
-def test_its_code_runs(number, run_script, tmp_path):
-    """Each piece of Python does what it says."""
-    piece, source = PIECES[number], blocks("python")[number]
-    for old, new in piece.instead:
-        assert old in source
-        source = source.replace(old, new)
-    path = tmp_path / "piece.py"
-    path.write_text(f"import os\nos.chdir({str(tmp_path)!r})\n{piece.before}\n{source}\n{piece.after}\n")
-    done = run_script(path)
-    assert (done.returncode, done.stdout) == (0, piece.prints), done.stderr
+def test_the_commands_of_the_shell_run(tmp_path):
+    """Each line of the first look at the shell does what it says, up to those that need a flow."""
+    (block,) = (block for block in re.findall(r"^```sh\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE) if "init" in block)
+    lines = [line.partition("   #")[0].strip() for line in block.splitlines()]
+    assert lines.pop() == "canobatch serve flows.py"
+    (tmp_path / "module.py").write_text("def function(line):\n    return line * 2\n")
+    (tmp_path / "inputs.txt").write_text("a\nb\n")
+    environment = os.environ | {"CANOBATCH_HOME": str(tmp_path / "home")}
+    script = f'canobatch() {{ {" ".join(PROGRAM)} "$@"; }}\nset -e\n' + "\n".join(lines)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "results.txt").read_text() == "aa\nbb\n"
 
 
-def test_every_piece_of_python_is_run():
-    """None was added that is not."""
-    assert len(blocks("python")) == len(PIECES)
+def _in_the_table():
+    rows = [
+        line
+        for line in TEXT.splitlines()
+        if re.match(r"\| `(init|check|graph|run|map|resume|runs|serve|flows|doc|comp)", line)
+    ]
+    return dict(
+        re.match(r"(\w+) ?(.*)", entry).groups()
+        for row in rows
+        for entry in re.findall(r"`([^`]+)`", row.split(" | ")[0])
+    )
+
+
+def test_the_table_has_every_command():
+    """No command is missing, and none is there that does not exist."""
+    assert sorted(_in_the_table()) == sorted(name for group in COMMANDS.values() for name in group)
+
+
+@pytest.mark.parametrize("name", _in_the_table())
+def test_the_table_shows_every_option(name):
+    """Each option of a command is shown, but those that many commands have."""
+    of_many = {"--help", "--home", "--verbose", "--json"}
+    command = load_command(name)
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    shown = re.findall(r"--?[a-z][a-z-]*", _in_the_table()[name])
+    known = {flag for option in options for flag in option.opts}
+    assert set(shown) <= known
+    assert [option.opts for option in options if not {*option.opts} & {*shown, *of_many}] == []
 
 
 def test_the_quickstart_is_the_example():
@@ -100,36 +101,11 @@ def test_the_quickstart_is_the_example():
         return [ast.dump(node) for node in ast.parse(source).body if not isinstance(node, ast.Import | ast.ImportFrom)]
 
     example = statements((ROOT / "examples" / "quickstart.py").read_text())
-    assert example[1:-1] == statements(blocks("python")[0])
+    assert example[1:-1] == statements(BLOCKS[0])
 
 
-def words_of_commands():
-    """Return each command that the README shows, with the words after it."""
-    for block in blocks("sh"):
-        for line in re.split(r"\n|;|&&", block):
-            words = shlex.split(line, comments=True)
-            if words[:1] == ["canobatch"]:
-                yield words[1], words[2:]
-    for row in re.findall(r"^\| `(.*) \|.*\|$", README, re.MULTILINE):
-        for shown in row.split("`"):
-            words = re.findall(r"[^\s|\[\]]+", shown)
-            if words and words[0] in {name for part in COMMANDS.values() for name in part}:
-                yield words[0], words[1:]
-
-
-def test_its_commands_and_their_options_are_there():
-    """What is shown can be typed; and every command is shown."""
-    shown = list(words_of_commands())
-    for name, words in shown:
-        command = load_command(name)
-        assert command is not None, name
-        known = {option for parameter in command.params for option in parameter.opts}
-        assert {word for word in words if re.match(r"--?\w", word)} <= known, name
-    assert {name for name, _ in shown} == set(app.list_commands(click.Context(app)))
-
-
-def test_its_links_lead_somewhere():
+def test_the_links_lead_somewhere():
     """Files that are named are there."""
-    targets = re.findall(r"\]\((?!http)([^)#]+)", README) + re.findall(r"`(tests/[^`]+)`", README)
+    targets = re.findall(r"\]\((?!http)([^)#]+)", TEXT) + re.findall(r"`(tests/[^`]+)`", TEXT)
     assert targets
     assert [target for target in targets if not (ROOT / target).exists()] == []

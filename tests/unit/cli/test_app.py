@@ -64,6 +64,46 @@ def test_a_misspelt_command_is_suggested(run, typed, meant):
     assert meant in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("run x.py --name=", "a name; it must not be empty"),
+        ("run x.py --on-overlap skip", "only with --name NAME"),
+        ("run x.py --home=", "write . for the current one"),
+        ("run x.py --timeout inf", "is not a duration above 0"),
+        ("map x.py --memory-limit inf", "a number of bytes above 0"),
+        ("map x.py --memory-limit 0", "a number of bytes above 0"),
+        ("map x.py --memory-limit -5", "a number of bytes above 0"),
+        ("map x.py --memory-limit 5X", "a number of bytes above 0; write 1000000, 512M or 2G\n"),
+        *(
+            (f"map x.py --join {join}", "one of all, any, quorum=3, percentage=90, deadline=10m\n")
+            for join in (
+                "quorum",
+                "quorum=0",
+                "quorum=1.5",
+                "percentage=0",
+                "percentage=200",
+                "percentage=nan",
+                "percentage=inf%",
+                "deadline=0",
+                "deadline=-1",
+                "deadline=inf",
+                "all=3",
+                "most",
+            )
+        ),
+        ("init json", "would hide the module of that name"),
+        ("init class", "cannot be imported"),
+    ],
+)
+def test_impossible_values_are_wrong_usage(run, workplace, typed, words):
+    """What no run could use is refused in one line before anything is loaded or written."""
+    done = run(*typed.split())
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert list(workplace.iterdir()) == []
+
+
 def test_a_misspelt_option_is_suggested(run, workplace):
     """So is an option."""
     done = run("run", "x.py", "--jbos", "2")

@@ -113,14 +113,18 @@ class Run:
         return self._driver.report()
 
     def wait_through_interrupt(self) -> Any:
-        """Wait like `wait`; the first Ctrl-C cancels the run and ends it, the second abandons it."""
+        """Wait like `wait`; what a signal handler raises meanwhile cancels the run.
+
+        What means to end the process, Ctrl-C or a ``sys.exit``, is raised when the run has ended; a second one
+        abandons it. Anything else, an alarm for example, may be there to end a wait that is too long.
+        """
         try:
             return self.wait()
-        except KeyboardInterrupt:
-            if self._ended.is_set():
-                raise
-            self.cancel("interrupted", keep=None)
-            self._ended.wait()
+        except BaseException as error:
+            if not self._ended.is_set():
+                self.cancel("interrupted", keep=None)
+                if isinstance(error, KeyboardInterrupt | SystemExit):
+                    self._ended.wait()
             raise
 
     def _drive(self) -> None:

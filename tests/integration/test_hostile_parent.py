@@ -590,6 +590,49 @@ with WorkerPool(3) as pool:
     assert script.survivors(within=3.0) == {}
 
 
+HANDLERS = {
+    "exit": ("sys.exit(143)", 143, ["undone"]),
+    "alarm": ("(_ for _ in ()).throw(TimeoutError('too long'))", 0, ["TimeoutError too long", "undone"]),
+}
+
+
+@pytest.mark.parametrize("how", HANDLERS)
+def test_what_a_signal_handler_raises_cancels_the_run(how, start_script):
+    """A ``sys.exit`` waits for the roll-back; another error comes at once, and the run is rolled back all the same."""
+    raises, code, said = HANDLERS[how]
+    source = f"""
+from canobatch.models import CompensatableTask
+
+class Deed(CompensatableTask):
+    def run(self):
+        return "s", 1
+    def compensate(self, ctx, output):
+        say("undone")
+
+class Ended:
+    def __init__(self):
+        self.event = threading.Event()
+    def on_event(self, event):
+        if event.kind == "run_cancelled":
+            self.event.set()
+
+ended = Ended()
+signal.signal(signal.SIGUSR1, lambda *_: {raises})
+workflow = hang().register("deed", Deed()).with_observer(ended)
+try:
+    workflow.orchestrate("deed")
+except TimeoutError as error:
+    say("TimeoutError", error)
+    assert ended.event.wait(60)
+"""
+    script = start_script(RUNNING + source)
+    script.wait_for("running")
+    os.kill(script.process.pid, signal.SIGUSR1)
+    assert script.process.wait(60) == code
+    assert script.survivors(within=3.0) == {}
+    assert set(script.stdout.splitlines()) == {"running", *said}, script.stderr
+
+
 @pytest.mark.usefixtures("interruptible")
 def test_the_first_ctrl_c_waits_for_a_task_in_the_parent_and_the_second_does_not(start_script):
     """A task in the parent cannot be killed: the first Ctrl-C asks it to end, by ``ctx.cancelled``."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
 from canobatch import _clock
+from canobatch.errors import WorkflowError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +29,7 @@ class Run:
 
     def __init__(self, driver: Driver, *, begins: bool = True) -> None:
         self._driver = driver
+        self._pid = os.getpid()
         self._ended = threading.Event()
         self._state: Any = None
         self._error: BaseException | None = None
@@ -69,7 +72,10 @@ class Run:
         Raises:
             TimeoutError: ``timeout`` seconds passed first; the run goes on.
             CanobatchError: What the run failed with.
+            WorkflowError: This is a forked child, and the run goes on in its parent.
         """
+        if self._pid != os.getpid() and not self._ended.is_set():
+            raise WorkflowError(f"run {self.id} goes on in the process that began it; wait for it there")
         seconds = None if timeout is None else min(_clock.as_seconds(timeout), _clock.LONGEST)
         if not self._ended.wait(seconds):
             raise TimeoutError(f"run {self.id} has not ended within {seconds:g} s")

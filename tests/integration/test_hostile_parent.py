@@ -263,6 +263,32 @@ say("done")
 
 
 @pytest.mark.parametrize("how", list(FORKS))
+def test_a_forked_child_does_not_wait_for_its_parents_run(how, run_script):
+    """It would wait for ever: the run's thread is not in it. The parent's run goes on."""
+    source = """
+place = tempfile.mkdtemp(dir=os.getcwd())
+def branch(ctx, item):
+    while not os.path.exists(place + "/go"):
+        time.sleep(0.001)
+
+run = Workflow("w").register_map("s", branch, [1], JoinConfig(ALL, "end")).add_exit_state("end").start("s")
+
+def wait():
+    try:
+        run.wait()
+    except CanobatchError as error:
+        say(str(error).replace(run.id, "R"))
+
+in_child(wait)
+Path(place, "go").touch()
+say(run.wait(60))
+"""
+    done = run_script(COMMON + FORKS[how] + source)
+    assert_clean(done)
+    assert done.stdout == "run R goes on in the process that began it; wait for it there\nend\n"
+
+
+@pytest.mark.parametrize("how", list(FORKS))
 def test_a_forked_child_can_have_a_pool_of_its_own(how, run_script):
     """A forked child makes a pool, or uses the default one, and nothing of it outlives the child."""
     source = """

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from canobatch.scheduler.flows import FlowState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
     from pathlib import Path
+
+#: What another process may ask for.
+Asked = Literal["trigger", "cancel", "kill"]
 
 #: How many records of a flow are kept.
 KEPT = 1000
@@ -77,8 +80,10 @@ class Command:
 
     number: int
     flow: str
-    what: Literal["trigger", "cancel", "kill"]
+    what: Asked
     params: Any = None
+    #: What is to be cancelled; None: all that runs of the flow.
+    run_id: str | None = None
 
 
 class Ledger(Protocol):
@@ -89,6 +94,9 @@ class Ledger(Protocol):
 
     def transaction(self) -> AbstractContextManager[None]:
         """Make what is done inside one step."""
+
+    def part(self, flow: str) -> AbstractContextManager[None]:
+        """Undo what is done of one flow inside if it fails, and nothing else of the transaction."""
 
     def output_of(self, run_id: str) -> Path | None:
         """Return the directory for what the tasks of a run print; None: they print where this process does."""
@@ -157,7 +165,7 @@ class Ledger(Protocol):
     def history(self, flow: str, limit: int) -> list[FlowRecord]:
         """Return the newest records of a flow, oldest first."""
 
-    def ask(self, flow: str, what: Literal["trigger", "cancel", "kill"], params: Any = None) -> int:
+    def ask(self, flow: str, what: Asked, params: Any = None, *, run_id: str | None = None) -> int:
         """Ask the schedulers for something, and wake them; returns the command's number."""
 
     def commands(self) -> Sequence[Command]:
@@ -167,7 +175,7 @@ class Ledger(Protocol):
         """Answer a command; False if somebody else has. Before it is done, in the same step."""
 
     def listen(self, tell: Callable[[], None]) -> None:
-        """Call ``tell``, from a thread of its own, when another scheduler says that something is written."""
+        """Call ``tell``, from a thread of its own, when another scheduler says that something is written, or ends."""
 
     def wake_others(self) -> None:
         """Make the other schedulers look at what is written."""
@@ -185,6 +193,8 @@ class MemoryLedger:
         self._last: dict[str, datetime] = {}
         self._waiting: dict[str, deque[Waiting]] = {}
         self._records: dict[str, deque[FlowRecord]] = {}
+        #: How many there have been.
+        self._recorded = 0
 
     def output_of(self, run_id: str) -> Path | None:  # noqa: ARG002 - there is no home to keep it in
         """Return None."""
@@ -193,6 +203,22 @@ class MemoryLedger:
     def transaction(self) -> AbstractContextManager[None]:
         """Do nothing: nobody else looks."""
         return nullcontext()
+
+    @contextmanager
+    def part(self, flow: str) -> Iterator[None]:
+        """Undo what is done of one flow inside if it fails."""
+        state, tick, waiting = self._states[flow], self._last.get(flow), tuple(self._waiting[flow])
+        recorded = self._recorded
+        try:
+            yield
+        except BaseException:
+            self._states[flow], self._waiting[flow] = state, deque(waiting)
+            self._last.pop(flow, None)
+            if tick is not None:
+                self._last[flow] = tick
+            for _ in range(self._recorded - recorded):
+                self._records[flow].pop()
+            raise
 
     def enrol(self, flow: str, schedule: str, now: datetime) -> datetime:  # noqa: ARG002 - known to nobody else
         """Return now."""
@@ -272,13 +298,14 @@ class MemoryLedger:
         """Keep it, and forget the oldest of too many."""
         with self._lock:
             self._records[record.flow].append(record)
+            self._recorded += 1
 
     def history(self, flow: str, limit: int) -> list[FlowRecord]:
         """Return the newest records of a flow, oldest first."""
         with self._lock:
             return list(self._records[flow])[-limit:] if limit > 0 else []
 
-    def ask(self, flow: str, what: Literal["trigger", "cancel", "kill"], params: Any = None) -> int:  # noqa: ARG002
+    def ask(self, flow: str, what: Asked, params: Any = None, *, run_id: str | None = None) -> int:  # noqa: ARG002
         """Ask nobody."""
         return 0
 

@@ -213,6 +213,7 @@ def test_tasks_that_are_no_iterable_are_refused(tasks):
         ({"total_timeout": float("nan")}, "total_timeout"),
         ({"total_timeout": "soon"}, "total_timeout"),
         ({"default_config": 3}, "default_config"),
+        ({"store": {}}, "store must be a SharedStore or a MemoryStore, got {}"),
     ],
 )
 def test_impossible_workflow_settings_are_refused(settings, words):

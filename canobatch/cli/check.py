@@ -140,7 +140,9 @@ def _problems_of(workflow: Workflow, starts: set[Any] | None, initials: tuple[st
     for state in dict.fromkeys([*definition.handlers, *definition.exits]):
         yield from _state_problems(state)
     for state, handler in definition.handlers.items():
-        yield from (f"state {label(state)}: {text}" for text in _handler_problems(definition, handler))
+        tasks = _sent_tasks(definition, handler)
+        found = [*_pickling_problems(handler, tasks), *_resource_problems(workflow, tasks)]
+        yield from (f"state {label(state)}: {text}" for text in dict.fromkeys(found))
 
 
 def _params_problems(declared: type) -> Iterator[str]:
@@ -172,25 +174,40 @@ def _state_problems(state: Any) -> Iterator[str]:
         yield problem
 
 
-def _handler_problems(definition: Definition, handler: Handler) -> Iterator[str]:
-    """Return what of a handler cannot be sent to workers. A task that stays in the parent needs not."""
-    from canobatch.cli.pickling import problem_of  # noqa: PLC0415
+def _sent_tasks(definition: Definition, handler: Handler) -> list[Any]:
+    """Return the tasks of a state that are sent to workers. One that stays in the parent is not."""
     from canobatch.definition import Map, Single  # noqa: PLC0415
+
+    if isinstance(handler, Single):
+        return [] if definition.config_of(handler, handler.task).where == "parent" else [handler.task]
+    if isinstance(handler, Map):
+        return [handler.fn]
+    return [] if callable(handler.tasks) else handler.tasks[:_TRIED]
+
+
+def _pickling_problems(handler: Handler, tasks: list[Any]) -> Iterator[str]:
+    from canobatch.cli.pickling import problem_of  # noqa: PLC0415
     from canobatch.task import task_name  # noqa: PLC0415
 
-    parts: list[tuple[Any, str]] = []
-    if isinstance(handler, Single):
-        if definition.config_of(handler, handler.task).where != "parent":
-            parts.append((handler.task, task_name(handler.task)))
-    elif isinstance(handler, Map):
-        parts.append((handler.fn, task_name(handler.fn)))
-        if isinstance(handler.items, list | tuple):
-            parts += [(item, f"item {index}") for index, item in enumerate(handler.items[:_TRIED])]
-    elif not callable(handler.tasks):
-        parts += [(task, task_name(task)) for task in handler.tasks[:_TRIED]]
-    told: set[str] = set()
+    parts = [(task, task_name(task)) for task in tasks]
+    items = getattr(handler, "items", None)
+    if isinstance(items, list | tuple):
+        parts += [(item, f"item {index}") for index, item in enumerate(items[:_TRIED])]
     for part, name in parts:
         problem = problem_of(part, name)
-        if problem is not None and problem not in told:
-            told.add(problem)
+        if problem is not None:
             yield problem
+
+
+def _resource_problems(workflow: Workflow, tasks: list[Any]) -> Iterator[str]:
+    from canobatch.cli.lookups import keys_asked_for  # noqa: PLC0415
+    from canobatch.task import task_name  # noqa: PLC0415
+
+    launcher_only = workflow.resources.launcher_only
+    for task in tasks if launcher_only else ():
+        for key in keys_asked_for(task):
+            if key in launcher_only:
+                yield (
+                    f'{task_name(task)} runs in a worker, but asks for resource {key!r}, which has scope="run" and '
+                    'lives in the launcher; use scope="worker", or TaskConfig(where="parent") for a single task'
+                )

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from canobatch._locks import is_held
 from canobatch.errors import RunNotFoundError
 from canobatch.journal import SqliteJournal
 from canobatch.journal.home import name_of
-from canobatch.journal.owner import is_held
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from canobatch import _procs
 from canobatch.definition import label
 from canobatch.effects import dumps, loads, rebuild_error, with_data
 from canobatch.engine.scribe import Scribe, check_interpreter, made_with
-from canobatch.errors import JournalError, WorkflowError
+from canobatch.errors import JournalError, RunInUseError, WorkflowError
 from canobatch.journal import NewRun, RunStatus
 from canobatch.segments import flat, unflat
 from canobatch.task import bind_params
 
 if TYPE_CHECKING:
     from canobatch.definition import Definition
-    from canobatch.journal import Journal, Owner, Recovered
+    from canobatch.journal import Journal, Owner, Recovered, RunJournal
     from canobatch.store import Store
 
 
@@ -63,8 +64,8 @@ def resume(definition: Definition, journal: Journal, run_id: str, store: Store) 
     try:
         _require_open(recovered)
         _kill_what_is_left(recovered.owner)
-        kept: list[Any] = [] if recovered.params is None else [recovered.params]
-        check_interpreter(recovered, present, [*kept, *(entry.data for entry in recovered.store.values())])
+        if recovered.made_with != present:
+            check_interpreter(recovered, present, _kept_data(run, recovered))
         state = _state_of(definition, recovered)
         params = bind_params(definition.params, None) if recovered.params is None else loads(recovered.params)
         if recovered.store:
@@ -76,8 +77,39 @@ def resume(definition: Definition, journal: Journal, run_id: str, store: Store) 
         scribe = Scribe(definition, run, recovered)
     except BaseException:
         run.close()
+        if recovered.is_resumable:
+            _give_back(journal, recovered)
         raise
     return Resumed(scribe, state, params)
+
+
+def _kept_data(run: RunJournal, recovered: Recovered) -> list[Any]:
+    """Return all packed data that the run may still open."""
+    found: list[Any] = [] if recovered.params is None else [recovered.params]
+    found += recovered.cursors.values()
+    found += [deed.output for deed in recovered.compensations if deed.output is not None]
+    operations: list[Any] = [tuple(recovered.store.values())]
+    for visit in recovered.visits:
+        for attempt in run.attempts(visit.visit):
+            operations.append(attempt.operations)
+            if attempt.value is not None:
+                found.append(attempt.value)
+    with_data(tuple(operations), found.append)
+    return found
+
+
+def _give_back(journal: Journal, recovered: Recovered) -> None:
+    """Leave a run as it was found: what made its values, and what it failed with, is still to be read."""
+    with suppress(RunInUseError):
+        run, _ = journal.take_over(
+            recovered.run_id,
+            workflow=recovered.workflow,
+            version=recovered.version,
+            made_with=recovered.made_with,
+        )
+        if recovered.status is not RunStatus.INTERRUPTED:
+            run.end(recovered.status, state=recovered.state, error=recovered.error, is_resumable=True)
+        run.close()
 
 
 def _kill_what_is_left(owner: Owner) -> None:

@@ -11,7 +11,8 @@ from canobatch.engine.attempt import Where, error_of, unpacking_error, wrap
 from canobatch.engine.stream import StreamExecution
 from canobatch.engine.visit import Visit
 from canobatch.errors import TaskError, WorkflowError
-from canobatch.models import CompensatableTask, Driven, RouterTask, StreamTask
+from canobatch.models import CompensatableTask, RouterTask, StreamTask
+from canobatch.models.base import Driven
 from canobatch.pool import Call, Finished
 from canobatch.task import bound_call, entry_point
 

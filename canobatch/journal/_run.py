@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -12,19 +11,16 @@ from canobatch.errors import JournalError
 from canobatch.journal._database import RunDatabase
 from canobatch.journal._reading import Reading
 from canobatch.journal._writer import GroupWriter
-from canobatch.journal.history import summary_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from canobatch._locks import FileLock
     from canobatch.effects import ErrorRecord, Operation
     from canobatch.journal.base import Ticket
     from canobatch.journal.home import Home
-    from canobatch.journal.owner import RunLock
     from canobatch.journal.records import AttemptRecord, Commit, RunFacts, RunStatus
-
-_log = logging.getLogger(__name__)
 
 #: About how many bytes a row takes beside its value.
 _ROW = 300
@@ -34,7 +30,7 @@ class SqliteRun:
     """One run that this process has; see `RunJournal`."""
 
     def __init__(
-        self, home: Home, name: str, facts: RunFacts, lock: RunLock | None, database: RunDatabase | None
+        self, home: Home, name: str, facts: RunFacts, lock: FileLock | None, database: RunDatabase | None
     ) -> None:
         self._home = home
         self._name = name
@@ -118,12 +114,6 @@ class SqliteRun:
         self._facts = self._facts._replace(
             status=str(status), state=state, error=error, is_resumable=is_resumable, ended=ended
         )
-        try:
-            self._home.put(summary_of(self._facts, status))
-        except JournalError:
-            # The index is made good by whoever lists the runs.
-            _log.warning("run %s ended, but the index could not be told", self.run_id, exc_info=True)
-        _faults.point("journal.end.indexed")
         self._let_go()
 
     def close(self) -> None:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 #: What may wait before who records has to: calls, and bytes.
 _MOST_CALLS = 20_000
 _MOST_BYTES = 64 << 20
-
+#: Seconds for which what nobody waits for may wait for more.
+_GATHERING = 0.002
 
 _Call = tuple["Callable[..., None]", tuple[Any, ...]]
 
@@ -163,6 +164,9 @@ class GroupWriter:
                 self._is_idle = True
                 self._work.wait()
                 self._is_idle = False
+                if not self._is_closing:
+                    # A commit that follows at once takes it along.
+                    self._done.wait(_GATHERING)
             return self._take()
 
     def _take(self) -> list[_Call]:

@@ -317,9 +317,11 @@ class MemoryJournal:
         """Remove runs that have ended; see `Journal.prune`."""
         doomed = prunable(self.runs(), _clock.epoch(), older_than, keep)
         with self._lock:
-            for run_id in doomed:
+            # It may have been taken over meanwhile.
+            gone = [run_id for run_id in doomed if run_id in self._runs and not self._runs[run_id].is_held]
+            for run_id in gone:
                 del self._runs[run_id]
-        return doomed
+        return gone
 
     def _find(self, run_id: str) -> _Kept:
         if run_id not in self._runs:

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from canobatch import _procs, _sqlite
+from canobatch._locks import FileLock, is_held
 from canobatch.definition import label
 from canobatch.errors import SchedulerError
 from canobatch.journal.home import Home, name_of
-from canobatch.journal.owner import RunLock, is_held, this_process
+from canobatch.journal.owner import this_process
 from canobatch.scheduler._bells import Bells
 from canobatch.scheduler.flows import FlowState, FlowStatus
 from canobatch.scheduler.ledger import KEPT, Claim, Command, FlowRecord, Waiting
@@ -103,7 +104,7 @@ class SqliteLedger:
         self._lock = threading.RLock()
         self._is_in_step = False
         self._wakes_after = False
-        self._locks: dict[str, RunLock] = {}
+        self._locks: dict[str, FileLock] = {}
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._bells = Bells(self._home.directory / "wake", self._name)
         self._fifo: int | None = None
@@ -237,9 +238,10 @@ class SqliteLedger:
         """Claim a flow for a run; False if another process has."""
         if flow in self._locks:
             return True
-        lock = RunLock(self._lock_path(flow))
-        if not lock.acquire():
-            return False
+        lock = FileLock(self._lock_path(flow))
+        with _sqlite.translated(self._lock_path(flow)):
+            if not lock.acquire():
+                return False
         self._locks[flow] = lock
         return True
 

@@ -235,10 +235,11 @@ def test_resume_does_only_what_is_missing(place):
     command = ("map", "fn.py:late", "--from", "lines", "-j", "1")
     place.release("late2")
     process = place.start(*command)
-    place.await_told("late5")
+    worker = place.await_told("late5")
     await_that(lambda: len(_recorded(place)) == 4, "four results should be recorded")
     process.kill()
     process.wait()
+    await_that(lambda: not is_alive(worker), "the worker should be dead")
     place.release("late5")
     again = place.run(*command, "--resume")
     assert again.returncode == 0, again.stderr

@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 
+from canobatch.journal.home import Home
 from tests.support.launched import Place, Screen
 from tests.support.watch import await_that, is_alive
 
@@ -110,11 +111,14 @@ def test_a_home_of_a_newer_version_is_told(place):
     """The index of a later version is left alone and named; runs need it only for their list."""
     place.write("small.py", SMALL)
     assert place.run("run", "small.py").returncode == 0
+    Home(place.home, "process").index_also({}, [])
     index = sqlite3.connect(place.home / "home.db")
     with index:
         index.execute("UPDATE canobatch_schema SET version = 99 WHERE component = 'runs'")
     index.close()
-    done = place.run("run", "small.py")
+    assert place.run("run", "small.py").returncode == 0
+    done = place.run("runs")
+    assert done.returncode == 1
     assert f"{place.home / 'home.db'} has version 99" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -14,7 +15,8 @@ import pytest
 from canobatch.cli.app import COMMANDS, load_command
 from tests.support.launched import PROGRAM
 
-TEXT = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 
 #: What the README leaves to the imagination.
@@ -90,3 +92,20 @@ def test_the_table_shows_every_option(name):
     known = {flag for option in options for flag in option.opts}
     assert set(shown) <= known
     assert [option.opts for option in options if not {*option.opts} & {*shown, *of_many}] == []
+
+
+def test_the_quickstart_is_the_example():
+    """The same program, which the example lays out otherwise; it shows the state too."""
+
+    def statements(source):
+        return [ast.dump(node) for node in ast.parse(source).body if not isinstance(node, ast.Import | ast.ImportFrom)]
+
+    example = statements((ROOT / "examples" / "quickstart.py").read_text())
+    assert example[1:-1] == statements(BLOCKS[0])
+
+
+def test_the_links_lead_somewhere():
+    """Files that are named are there."""
+    targets = re.findall(r"\]\((?!http)([^)#]+)", TEXT) + re.findall(r"`(tests/[^`]+)`", TEXT)
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []

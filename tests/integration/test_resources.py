@@ -387,6 +387,17 @@ def test_worker_resources_go_with_their_workflow(tmp_path):
         assert_works(pool)
 
 
+def test_the_resources_of_one_workflow_go_and_those_of_others_stay():
+    """A worker that has served several workflows lives on when one of them is no more."""
+    with WorkerPool(1, spares=0) as pool:
+        flows = [using(lambda ctx, item: os.getpid(), [0], {"run": Noted("run", [])}) for _ in range(3)]
+        pids = {values(flow, pool)[0] for flow in flows}
+        del flows[1]
+        gc.collect()
+        assert {values(flow, pool)[0] for flow in flows} == pids
+    assert len(pids) == 1
+
+
 def test_a_killed_worker_tears_down_nothing_and_its_successor_sets_up(tmp_path):
     """SIGKILL while a task uses it: the attempt is lost, the next one has a fresh resource."""
     scene = Scene(tmp_path)

@@ -31,28 +31,12 @@ from canobatch.errors import (
     VersionMismatchError,
 )
 from canobatch.journal import MemoryJournal, RunStatus, SqliteJournal
+from tests.support.dying import Crash, Dying
 from tests.support.journaled import UNDISTURBED, S, content, everything, mark, marks
 from tests.support.watch import is_alive
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = JoinStrategy.all()
-
-
-class Crash(BaseException):
-    """What a point raises in place of the process's death."""
-
-
-class Dying:
-    """From its n-th point on, nothing more happens: no call of the journal gets through."""
-
-    def __init__(self, number=None):
-        self.number = number
-        self.passed = []
-
-    def __call__(self, name):
-        self.passed.append(name)
-        if self.number is not None and len(self.passed) >= self.number:
-            raise Crash(name)
 
 
 @pytest.fixture

@@ -114,6 +114,61 @@ def test_a_state_in_which_runs_begin_is_reached(run, workplace):
     assert run("check", "two_starts.py", "--initial", "start", "--initial", "again").exit_code == 0
 
 
+RESOURCES = """
+from enum import Enum
+from canobatch import JoinConfig, JoinStrategy, Resource, Task, TaskConfig, Workflow
+from canobatch.models import Node
+
+class Key(Enum):
+    DB = 1
+
+class Model(Resource):
+    scope = "worker"
+
+class Count(Task):
+    def run(self, ctx):
+        return [ctx.resources[key] for key in ("model",)] + [ctx.resource(Key.DB)]
+
+class Fine(Task):
+    config = TaskConfig(where="parent")
+    def run(self, ctx):
+        return ctx.resource(Key.DB).next
+
+class Load(Node):
+    def prep(self, ctx):
+        return ctx.resource(key="files")
+    def exec(self, value):
+        return value
+    def post(self, ctx, result):
+        return "count"
+
+one = lambda ctx, item: ctx.resources["files"]
+
+flow = (
+    Workflow("flow", resources={Key.DB: Resource(), "files": Resource(), "model": Model()})
+    .register("load", Load())
+    .register_split("count", [Count(), Count(), lambda ctx: ctx.resource("model")],
+                    JoinConfig(JoinStrategy.all(), "map"))
+    .register_map("map", one, [1], JoinConfig(JoinStrategy.all(), "fine"))
+    .register("fine", Fine())
+    .add_exit_state("done")
+)
+"""
+
+
+def test_what_lives_in_the_launcher_and_is_asked_for_in_a_worker_is_found(run, workplace):
+    """A run-scoped resource in the code of a branch, a map or a phase; not in a task that stays in the launcher."""
+    (workplace / "resource_flow.py").write_text(RESOURCES)
+    done = run("check", "resource_flow.py")
+    found = [line for line in done.stdout.splitlines() if "lives in the launcher" in line]
+    assert [line.split(", which")[0] for line in found] == [
+        "workflow 'flow': state 'load': Load runs in a worker, but asks for resource 'files'",
+        "workflow 'flow': state 'count': Count runs in a worker, but asks for resource <Key.DB: 1>",
+        "workflow 'flow': state 'map': <lambda> runs in a worker, but asks for resource 'files'",
+    ]
+    assert done.exit_code == 3
+
+
 # -- paths
 
 

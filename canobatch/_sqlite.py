@@ -220,7 +220,7 @@ def schema_version(connection: Connection, path: Path, component: str, newest: i
 # -- what an error means
 
 _MEANINGS = {
-    sqlite3.SQLITE_FULL: ("full", "there is no space left for {path}; free some, then resume"),
+    sqlite3.SQLITE_FULL: ("full", "there is no space left for {path}; free some, then try again"),
     sqlite3.SQLITE_READONLY: ("readonly", "{path} or its directory cannot be written"),
     sqlite3.SQLITE_PERM: ("readonly", "{path} may not be written"),
     sqlite3.SQLITE_CANTOPEN: ("readonly", "{path} cannot be opened or created"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 from typing import Any
 
 import click
 
-from canobatch.cli.command import Command, colour, home_option
+from canobatch.cli.command import Command, colour, failure_of, home_option
 
 #: Name of a command: what it does. Its module has its name, and in that a command of that name.
 COMMANDS = {
@@ -128,4 +129,10 @@ def app(ctx: click.Context) -> None:
 
 def main(args: list[str] | None = None) -> Any:
     """Run the command line and exit; the console script ``canobatch``."""
-    return app.main(args, prog_name="canobatch")
+    try:
+        return app.main(args, prog_name="canobatch")
+    except OSError as error:
+        # A help for which there is no room.
+        failure = failure_of(error)
+        failure.show()
+        sys.exit(failure.exit_code)

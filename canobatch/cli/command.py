@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
 _VERBOSE = "canobatch.verbose"
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
 class Failure(click.ClickException):
@@ -73,6 +75,8 @@ class Command(click.Command):
         except BrokenPipeError:
             stop_writing()
             ctx.exit(exits.UNREAD)
+        except OSError as error:
+            raise failure_of(error) from error
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the examples, each on its own line."""
@@ -80,6 +84,14 @@ class Command(click.Command):
             with formatter.section("Examples"):
                 for line in self.epilog.strip().splitlines():
                     formatter.write(f"{'':>{formatter.current_indent}}{line.strip()}\n")
+
+
+def failure_of(error: OSError) -> Failure:
+    """Return what to tell of an error that nobody foresaw: mostly that standard output is full."""
+    if error.errno in _NO_ROOM and error.filename is None:
+        stop_writing()
+        return Failure(f"standard output cannot be written: {error.strerror}")
+    return Failure(str(error))
 
 
 def stop_writing() -> None:

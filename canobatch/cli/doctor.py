@@ -157,8 +157,7 @@ def _damaged(runs: list[RunSummary]) -> Iterator[Finding]:
 
 def _left_files(home: Home, runs: list[RunSummary]) -> Iterator[Finding]:
     known = {home.bell(run.run_id) for run in runs if run.status is RunStatus.RUNNING}
-    wake = home.directory / "wake"
-    for path in sorted(wake.iterdir()) if wake.is_dir() else ():
+    for path in sorted(path for name in ("bells", "wake") for path in (home.directory / name).glob("*")):
         if path.is_fifo() and path not in known and not _is_heard(path):
             yield Finding("stale", f"{path} is of a process that is gone", "it is removed by --fix", path.unlink)
     for run in runs:

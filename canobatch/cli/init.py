@@ -105,6 +105,8 @@ def init_command(name: str) -> None:
     except FileExistsError:
         raise click.UsageError(f"{path} exists; choose another name, nothing was written") from None
     except OSError as error:
+        # Half a file is worse than none.
+        path.unlink(missing_ok=True)
         raise Failure(f"cannot write {path}: {error.strerror}") from error
     click.echo(path)
     say(f"written; try: canobatch check {path}; canobatch run {path}")

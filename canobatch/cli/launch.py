@@ -6,8 +6,9 @@ import os
 import queue
 import signal
 import threading
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -213,8 +214,8 @@ class Settings:
         if self.home is not None and workflow.journal is None:
             workflow.with_journal(self.home.journal)
 
-    def limits(self, run_id: str) -> dict[str, Any]:
-        """Return what is said of every run that is launched; what its tasks print is kept where it is remembered."""
+    def start(self, start: Callable[..., Run], run_id: str, **more: Any) -> Run:
+        """Start a run as every run that is launched; what its tasks print is kept where it is remembered."""
         output = None
         if self.home is not None:
             output = self.home.output(run_id)
@@ -223,22 +224,30 @@ class Settings:
             except OSError as error:
                 what = f"the home {self.home.directory} cannot be used: {error.strerror}; give another with --home"
                 raise Failure(what) from error
-        return {"where": "worker", "timeout": self.timeout, "output": output}
+        try:
+            return start(run_id=run_id, where="worker", timeout=self.timeout, output=output, **more)
+        except BaseException:
+            if output is not None:
+                # There is nothing in it if the run has not begun.
+                with suppress(OSError):
+                    output.rmdir()
+            raise
 
 
-def launch(workflow: Workflow, state: Any, params: Any, data: IO[str], settings: Settings) -> None:
-    """Run a workflow from a state and report it to ``data``.
+def launch(
+    workflow: Workflow, state: Any, params: Any, data: IO[str], settings: Settings, run_id: str | None = None
+) -> None:
+    """Run a workflow from a state and report it to ``data``; without an id the run gets a new one.
 
     Raises:
         Failure: It did not reach an exit state.
     """
     settings.prepare(workflow)
-    run_id = new_run_id()
+    run_id = run_id or new_run_id()
 
     def start(token: CancelToken, pool: WorkerPool, observers: Sequence[Observer]) -> Run:
-        return workflow.start(
-            state, pool=pool, run_id=run_id, params=params, cancel=token, observers=observers, **settings.limits(run_id)
-        )
+        begin = partial(workflow.start, state, params=params)
+        return settings.start(begin, run_id, pool=pool, cancel=token, observers=observers)
 
     run_to_end(workflow.name, start, data, settings)
 
@@ -248,7 +257,7 @@ def relaunch(workflow: Workflow, run_id: str, data: IO[str], settings: Settings)
     settings.prepare(workflow)
 
     def start(token: CancelToken, pool: WorkerPool, observers: Sequence[Observer]) -> Run:
-        return workflow.start_resume(run_id, pool=pool, cancel=token, observers=observers, **settings.limits(run_id))
+        return settings.start(workflow.start_resume, run_id, pool=pool, cancel=token, observers=observers)
 
     run_to_end(workflow.name, start, data, settings)
 
@@ -279,7 +288,9 @@ def run_to_end(
 def _announce(run_id: str, data: IO[str], *, as_json: bool) -> None:
     if as_json:
         say(f"run {run_id}")
-    else:
+        return
+    # A run does not depend on who reads this; at its end it is told if nobody can.
+    with suppress(OSError):
         click.echo(f"run {run_id}", file=data)
 
 

@@ -7,6 +7,7 @@ import math
 import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -16,7 +17,7 @@ from canobatch.cli.command import Failure, Option, command, home_option, say, st
 from canobatch.cli.params import seconds
 from canobatch.cli.place import home_of
 from canobatch.cli.streams import data_stream
-from canobatch.cli.text import duration
+from canobatch.cli.text import duration, one_line
 from canobatch.cli.types import DURATION, SIZE, Read
 from canobatch.errors import ConfigurationError, JoinError
 
@@ -164,7 +165,7 @@ def run_map(
             settings.prepare(workflow)
             ended = _run(workflow, items, output, token, settings, again)
         output.flush()
-    _report(ctx, ended, items, output)
+        _report(ctx, ended, items, output)
 
 
 def _unfinished(home: Home, target: str) -> str | None:
@@ -260,7 +261,7 @@ def _show_plan(workflow: Workflow, items: Items, data: IO[str]) -> None:
             continue
         given = items.ended(items.count - 1)
         if items.count <= 3:
-            click.echo(f"input {items.count}: {given}", file=data)
+            click.echo(f"input {items.count}: {one_line(given)}", file=data)
     click.echo(f"{items.count:,} inputs", file=data)
 
 
@@ -276,8 +277,11 @@ def _run(
 
     def tick(note: Callable[[str], None]) -> None:
         output.flush()
-        if output.is_broken:
+        if isinstance(output.error, BrokenPipeError):
             token.cancel("nobody reads the results")
+        elif output.error is not None:
+            # What was recorded can be written when there is room.
+            token.cancel(_unwritten(output.error), keep=True)
         failures.tell(note)
 
     with WorkerPool(settings.jobs) as pool:
@@ -285,10 +289,8 @@ def _run(
         def start(observers: Sequence[Observer]) -> Run:
             watching = (failures, *observers)
             run_id = again or new_run_id()
-            limits = settings.limits(run_id)
-            if again is not None:
-                return workflow.start_resume(run_id, pool=pool, cancel=token, observers=watching, **limits)
-            return workflow.start(_MAP, run_id=run_id, pool=pool, cancel=token, observers=watching, **limits)
+            begin = partial(workflow.start, _MAP) if again is None else workflow.start_resume
+            return settings.start(begin, run_id, pool=pool, cancel=token, observers=watching)
 
         return follow(
             start,
@@ -305,7 +307,7 @@ def _run(
 def _report(ctx: click.Context, ended: Ended, items: Items, output: Output) -> None:
     from canobatch.cli.launch import fail_if  # noqa: PLC0415
 
-    if output.is_broken:
+    if isinstance(output.error, BrokenPipeError):
         stop_writing()
         ctx.exit(exits.UNREAD)
     report = ended.run.report()
@@ -315,7 +317,15 @@ def _report(ctx: click.Context, ended: Ended, items: Items, output: Output) -> N
     parts += [f"{counts['failed']:,} failed"] if counts["failed"] else []
     parts += [f"{counts['cancelled']:,} killed or not begun"] if counts["cancelled"] else []
     say(f"{ended.run.id}: {', '.join(parts)} in {duration(report.duration)}")
+    if output.error is not None:
+        stop_writing()
+        again = f"go on with: canobatch resume {ended.run.id}" if ended.error else "run it again"
+        raise Failure(f"{_unwritten(output.error)}; make room, then {again}") from output.error
     if isinstance(ended.error, JoinError):
         what = f"{counts['failed']:,} of {items.count:,} inputs failed" if counts["failed"] else str(ended.error)
         raise Failure(what, ended.code) from ended.error
     fail_if(ended)
+
+
+def _unwritten(error: OSError) -> str:
+    return f"the results cannot be written: {error.strerror}"

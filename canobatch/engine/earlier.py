@@ -17,24 +17,56 @@ if TYPE_CHECKING:
     from canobatch.engine.branches import Branches
 
 
+class _Accepted:
+    """The branches that an earlier life accepted, with the digests of their items: there may be millions."""
+
+    _SIZE = 16
+
+    def __init__(self) -> None:
+        #: For each branch 0: not accepted; 1: without an item; 2: with one.
+        self._marks = bytearray()
+        self._digests = bytearray()
+
+    def add(self, index: int, digest: bytes | None) -> None:
+        """Take one."""
+        if index >= len(self._marks):
+            more = index + 1 - len(self._marks)
+            self._marks.extend(bytes(more))
+            self._digests.extend(bytes(more * self._SIZE))
+        self._marks[index] = 1 if digest is None else 2
+        if digest is not None:
+            self._digests[index * self._SIZE : (index + 1) * self._SIZE] = digest
+
+    def __contains__(self, index: int) -> bool:
+        return index < len(self._marks) and self._marks[index] > 0
+
+    def __len__(self) -> int:
+        """Return one more than the last of them."""
+        return len(self._marks)
+
+    def digest(self, index: int) -> bytes | None:
+        """Return the digest of the item that one of them had, None if it had none."""
+        return bytes(self._digests[index * self._SIZE : (index + 1) * self._SIZE]) if self._marks[index] > 1 else None
+
+
 class Earlier:
     """The accepted branches of one visit of a split."""
 
     def __init__(self, state: Any, run_id: str) -> None:
         self._state = state
         self._run_id = run_id
-        self._digests: dict[int, bytes | None] = {}
+        self._accepted = _Accepted()
         #: By branch, the attempts made of those that were between two of them.
         self.attempts: dict[int, int] = {}
 
     @property
     def end(self) -> int:
         """The number after the last accepted branch."""
-        return max(self._digests, default=-1) + 1
+        return len(self._accepted)
 
     def add(self, index: int, digest: bytes | None) -> None:
         """A branch was accepted whose item had this digest."""
-        self._digests[index] = digest
+        self._accepted.add(index, digest)
 
     def has(self, index: int, data: Data | None) -> bool:
         """Return whether a branch was accepted.
@@ -42,9 +74,10 @@ class Earlier:
         Raises:
             VersionMismatchError: From another item than ``data``.
         """
-        if index not in self._digests:
+        if index not in self._accepted:
             return False
-        check_item(self._digests[index], data, f"state {label(self._state)}, branch {index}", self._run_id)
+        where = f"state {label(self._state)}, branch {index}"
+        check_item(self._accepted.digest(index), data, where, self._run_id)
         return True
 
     def check_total(self, total: int) -> None:
@@ -70,7 +103,7 @@ class Earlier:
                 self.check_total(index)
             if item is LATER:
                 return
-            if index in self._digests:
+            if index in self._accepted:
                 self.has(index, pack(item, place))
 
 

@@ -82,7 +82,7 @@ class SqliteJournal:
             _faults.point("journal.begin.done")
             return SqliteRun(home, name, facts_of(database.facts), lock, database)
         except BaseException:
-            lock.release()
+            lock.release(is_last=not home.run(name).exists())
             raise
 
     def take_over(
@@ -169,8 +169,11 @@ class SqliteJournal:
                 if home.durable == "power":
                     for directory in (home.run(name), home.runs, home.directory):
                         sync_directory(directory)
-            except BaseException:
+            except BaseException as error:
                 connection.close()
+                if isinstance(error, Exception):
+                    # What could not begin leaves nothing, least of all on a full disk.
+                    shutil.rmtree(home.run(name), ignore_errors=True)
                 raise
         return database
 

@@ -19,7 +19,7 @@ import threading
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from canobatch import _procs, _sqlite
 from canobatch._locks import FileLock, is_held
@@ -29,7 +29,7 @@ from canobatch.journal.home import Home, name_of
 from canobatch.journal.owner import this_process
 from canobatch.scheduler._bells import Bells
 from canobatch.scheduler.flows import FlowState, FlowStatus
-from canobatch.scheduler.ledger import KEPT, Claim, Command, FlowRecord, Waiting
+from canobatch.scheduler.ledger import KEPT, Asked, Claim, Command, FlowRecord, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -98,7 +98,6 @@ class SqliteLedger:
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._home = Home(Path(directory).absolute(), "process")
         self._home.make()
-        self._wakes = self._home.directory / "wake"
         #: Not the index of runs: a run begins, and is indexed, within a transaction of flows.
         self._path = self._home.directory / "flows.db"
         self._lock = threading.RLock()
@@ -271,6 +270,11 @@ class SqliteLedger:
         values = (me.pid, me.start_ticks, me.boot_id, me.pid_namespace, me.host, claim.token)
         self._write("REPLACE INTO claims VALUES (?,?,?,?,?,?,?,?,?)", flow, claim.run_id, claim.owner, *values)
 
+    def flow_of(self, run_id: str) -> str | None:
+        """Return the flow of a run that goes on."""
+        rows = self._read("SELECT flow FROM claims WHERE run=?1 UNION SELECT flow FROM unclaimed WHERE run=?1", run_id)
+        return rows[0][0] if rows else None
+
     def describe_run(self, flow: str, run: Claim) -> None:
         """Write down a run that needs no claim."""
         values = (run.run_id, flow, run.owner, self._name, this_process().boot_id, run.token)
@@ -394,22 +398,24 @@ class SqliteLedger:
 
     # -- commands
 
-    def ask(self, flow: str, what: Literal["trigger", "cancel", "kill"], params: Any = None) -> int:
+    def ask(self, flow: str, what: Asked, params: Any = None, *, run_id: str | None = None) -> int:
         """Ask the schedulers for something, and wake them; returns the command's number."""
         data = None if params is None else pickle.dumps(params)
         with self.transaction():
-            statement = "INSERT INTO commands (flow, what, params) VALUES (?,?,?)"
-            number = self._connection.execute(statement, (flow, what, data)).lastrowid
+            statement = "INSERT INTO commands (flow, what, params, run) VALUES (?,?,?,?)"
+            number = self._connection.execute(statement, (flow, what, data, run_id)).lastrowid
         self.wake_others()
         return number or 0
 
     def commands(self) -> Sequence[Command]:
         """Return what was asked and not answered."""
-        rows = self._read("SELECT number, flow, what, params FROM commands WHERE scheduler IS NULL ORDER BY number")
+        rows = self._read(
+            "SELECT number, flow, what, params, run FROM commands WHERE scheduler IS NULL ORDER BY number"
+        )
         # Whoever may write into a home of ours is the user that we run as.
         return [
-            Command(number, flow, what, None if data is None else pickle.loads(data))  # noqa: S301
-            for number, flow, what, data in rows
+            Command(number, flow, what, None if data is None else pickle.loads(data), run_id)  # noqa: S301
+            for number, flow, what, data, run_id in rows
         ]
 
     def answer(self, command: Command, *, run_id: str = "", error: str = "") -> bool:

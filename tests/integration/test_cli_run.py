@@ -247,6 +247,37 @@ def test_two_runs_of_a_name_do_not_overlap(place):
     assert (place.path / "reported.told").exists()
 
 
+@pytest.mark.parametrize(
+    ("policy", "code", "status"), [("cancel-old", 1, "cancelled"), ("kill-old", -signal.SIGKILL, "interrupted")]
+)
+def test_a_new_run_takes_the_place_of_the_old_one(place, policy, code, status):
+    """Of the same name: the old one is cancelled, or its process killed, and then the new one begins."""
+    place.write("long.py", LONG)
+    place.write("small.py", SMALL)
+    old = place.start("run", "long.py", "--name", "one")
+    run_id = old.stdout.readline().split()[1]
+    pid = place.await_told("long")
+    new = place.run("run", "small.py", "--name", "one", "--on-overlap", policy)
+    assert new.returncode == 0, new.stderr
+    assert "completed" in new.stdout
+    assert run_id in new.stderr
+    assert old.wait(60) == code
+    assert not is_alive(pid)
+    assert {run["run_id"]: run["status"] for run in json.loads(place.run("runs", "--json").stdout)}[run_id] == status
+
+
+def test_a_run_that_is_remembered_nowhere_is_not_replaced(place):
+    """Without a journal it cannot be found; that is told, and it goes on."""
+    place.write("long.py", LONG)
+    old = place.start("run", "long.py", "--name", "one", "--no-journal")
+    place.await_told("long")
+    refused = place.run("run", "long.py", "--name", "one", "--on-overlap", "cancel-old")
+    assert refused.returncode == 75
+    assert "keeps no journal" in refused.stderr
+    place.release("long")
+    assert old.wait(60) == 0
+
+
 def test_a_name_and_an_error_of_ten_thousand_letters(place):
     """Long names do not break tables, and control characters do not reach the terminal."""
     place.write(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 
 import psutil
@@ -419,10 +420,20 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+#: The environment of a script that says at SIGABRT where it hangs.
+TELLING = {"PYTHONFAULTHANDLER": "1"}
+
+
 def interrupt(script, timeout: float = 20.0) -> None:
     """Press Ctrl-C: the whole foreground group gets SIGINT."""
     os.killpg(script.process.pid, signal.SIGINT)
-    script.process.wait(timeout)
+    try:
+        script.process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        # With `TELLING` it says where its threads are.
+        script.process.send_signal(signal.SIGABRT)
+        script.process.wait()
+        pytest.fail(f"Ctrl-C did not end the script:\n{script.stdout}\n{script.stderr}")
 
 
 def assert_interrupted(script) -> None:
@@ -461,7 +472,7 @@ STARTS = {
 def test_ctrl_c_at_any_moment_of_start_up(how, start_script):
     """Ctrl-C at any moment from a script's first line to its running split ends it with KeyboardInterrupt alone."""
     for step in range(20):
-        script = start_script(HANGING + STARTS[how])
+        script = start_script(HANGING + STARTS[how], env=TELLING)
         script.wait_for("begin")
         time.sleep(step * 0.025)  # the moment, not a wait
         interrupt(script)
@@ -472,7 +483,7 @@ def test_ctrl_c_at_any_moment_of_start_up(how, start_script):
 def test_ctrl_c_before_the_script_begins(start_script):
     """Ctrl-C before Python runs the script's first line ends it too."""
     for step in range(5):
-        script = start_script(HANGING + STARTS["default pool"])
+        script = start_script(HANGING + STARTS["default pool"], env=TELLING)
         time.sleep(step * 0.004)  # the moment, not a wait
         interrupt(script)
         assert script.process.returncode != 0

@@ -348,6 +348,7 @@ def test_flows_are_triggered_and_cancelled_from_outside(node, body, home):
         shared.cancel_flow("f", timeout=NEVER)
         await_that(lambda: a.status("f").status is FlowStatus.IDLE, "it should be cancelled")
         shared.cancel_flow("f")
+        assert shared.cancel_run(run_id) is None
     assert body.params == [{"day": "Friday"}]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from canobatch.cli.command import Command, colour, failure_of, home_option
+from canobatch.cli.streams import prepare_streams
 
 #: Name of a command: what it does. Its module has its name, and in that a command of that name.
 COMMANDS = {
@@ -129,6 +130,7 @@ def app(ctx: click.Context) -> None:
 
 def main(args: list[str] | None = None) -> Any:
     """Run the command line and exit; the console script ``canobatch``."""
+    prepare_streams()
     try:
         return app.main(args, prog_name="canobatch")
     except OSError as error:

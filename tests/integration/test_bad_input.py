@@ -654,4 +654,4 @@ def test_a_pool_may_be_as_large_as_can_be():
     """Only as many workers are made, and thought of, as there are calls."""
     with WorkerPool(10**20) as pool:
         map_of(lambda ctx, item: item, [1, 2], all_).orchestrate("split", pool=pool)
-        assert {worker.slot for worker in pool.workers()} <= {0, 1}
+        assert {worker.slot for worker in pool.workers} <= {0, 1}

@@ -104,6 +104,14 @@ def test_impossible_values_are_wrong_usage(run, workplace, typed, words):
     assert list(workplace.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["show", "logs", "resume", "cancel"])
+def test_an_empty_run_is_no_run(run, name):
+    """`canobatch cancel "$RUN"` with a variable that is not set must not take the only run there is."""
+    done = run(name, "")
+    assert done.exit_code == 2
+    assert "RUN is empty" in done.stderr
+
+
 def test_a_misspelt_option_is_suggested(run, workplace):
     """So is an option."""
     done = run("run", "x.py", "--jbos", "2")

@@ -457,19 +457,6 @@ def start_ticks(pid: int) -> int:
     return int(text[text.rindex(b")") + 2 :].split()[19])
 
 
-def open_process(pid: int, ticks: int) -> int | None:
-    """Return the pidfd of the process ``pid`` that started at ``ticks``; None if that one has ended."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
-        return None
-    # Opened first: the number cannot pass to another process between the look and the use.
-    if start_ticks(pid) == ticks:
-        return pidfd
-    os.close(pidfd)
-    return None
-
-
 def boot_id() -> str:
     """Return the id of this boot of the machine, or ""."""
     try:

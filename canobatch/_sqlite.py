@@ -151,6 +151,20 @@ def transaction(connection: Connection) -> Iterator[None]:
 
 
 @contextmanager
+def part(connection: Connection) -> Iterator[None]:
+    """Keep what is done inside, or undo it; inside of a transaction."""
+    connection.execute("SAVEPOINT part")
+    try:
+        yield
+        connection.execute("RELEASE part")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK TO part")
+            connection.execute("RELEASE part")
+        raise
+
+
+@contextmanager
 def one_version(connection: Connection) -> Iterator[None]:
     """Read one version of the database, whatever is committed meanwhile."""
     connection.execute("BEGIN")
@@ -195,8 +209,9 @@ def schema_version(connection: Connection, path: Path, component: str, newest: i
     Raises:
         JournalError: The file is not ours, or was made by a newer version.
     """
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    # In this order: another process may make them, both at once, between the two.
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
     if application != _APPLICATION:
         if not tables and application == 0:
             return 0

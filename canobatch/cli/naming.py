@@ -7,17 +7,17 @@ is: nothing if it is remembered nowhere, and what it said before until a new hol
 from __future__ import annotations
 
 import hashlib
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from canobatch import _clock
+from canobatch._locks import FileLock
 from canobatch.cli import exits
 from canobatch.cli.command import Failure, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from filelock import FileLock
 
 #: What to do when a name is held.
 POLICIES = ("fail", "skip", "wait", "cancel-old", "kill-old")
@@ -44,17 +44,13 @@ def exclusive(home: Path, name: str | None, run_id: str, on_overlap: str) -> Ite
     if name is None:
         yield True
         return
-    from filelock import FileLock, Timeout  # noqa: PLC0415 - only for runs with a name
-
     # A name may be anything, a file's name may not.
     path = home / "names" / f"{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}.lock"
     holder = path.with_suffix(".run")
-    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
+    lock = FileLock(path)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
+        if not lock.acquire():
             if on_overlap == "fail":
                 raise Failure(f"a run named {name!r} is going on; wait for its end", exits.BUSY) from None
             if on_overlap == "skip":
@@ -62,7 +58,7 @@ def exclusive(home: Path, name: str | None, run_id: str, on_overlap: str) -> Ite
                 return
             if on_overlap == "wait":
                 say(f"waiting for the end of the run named {name}")
-                lock.acquire()
+                lock.acquire(waits=True)
             else:
                 _take_over(lock, holder, home, name, kills=on_overlap == "kill-old")
         _describe(holder, run_id)
@@ -88,20 +84,16 @@ def _describe(holder: Path, run_id: str) -> None:
 
 def _take_over(lock: FileLock, holder: Path, directory: Path, name: str, *, kills: bool) -> None:
     """End the runs of a name, one after the other if there are more, until it is ours."""
-    from filelock import Timeout  # noqa: PLC0415 - as above
-
     from canobatch.cli.cancel import end_run  # noqa: PLC0415 - seldom needed
     from canobatch.cli.home import Home  # noqa: PLC0415
 
     home = Home(directory)
     ended: set[str] = set()
-    while True:
-        with suppress(Timeout):
-            lock.acquire(timeout=_LOOK)
-            return
+    while not lock.acquire():
         run_id = holder.read_text() if holder.exists() else None
         if run_id == "":
             raise Failure(f"the run named {name!r} keeps no journal and cannot be ended; wait for it", exits.BUSY)
         if run_id is not None and run_id not in ended and home.is_running(run_id):
             ended.add(run_id)
             end_run(home, home.find(run_id), kills=kills)
+        _clock.sleep(_LOOK)

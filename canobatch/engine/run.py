@@ -42,8 +42,20 @@ class Run:
             self._thread.start()
         except RuntimeError as error:
             # No thread is to be had; whoever waits must not wait for ever.
-            self._end(error)
+            self.fail(error)
+            self.end()
             raise
+
+    def drive(self) -> None:
+        """Run to the end in the calling thread, instead of `begin`; who waits for it is told by `end`."""
+        try:
+            self._state = self._driver.run()
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+            self._error = error
+
+    def fail(self, error: BaseException) -> None:
+        """Let it have failed, instead of `drive`."""
+        self._error = error
 
     @property
     def id(self) -> str:
@@ -100,7 +112,7 @@ class Run:
     def watch(self, watcher: Callable[[], None]) -> None:
         """Call ``watcher`` when the run has come to its end, before those who wait are told; now, if it has ended.
 
-        It is called in the run's own thread; it may ask for the report, and must not wait for the run.
+        It is called in a thread of the run's; it may ask for the report, and must not wait for the run.
         """
         with self._lock:
             if self._watchers is not None:
@@ -124,15 +136,11 @@ class Run:
             raise
 
     def _drive(self) -> None:
-        error = None
-        try:
-            self._state = self._driver.run()
-        except BaseException as own:  # noqa: BLE001 - handed to whoever waits
-            error = own
-        self._end(error)
+        self.drive()
+        self.end()
 
-    def _end(self, error: BaseException | None) -> None:
-        self._error = error
+    def end(self) -> None:
+        """Tell those who watch and those who wait that it has ended, after `drive` or `fail`; once only."""
         with self._lock:
             watchers, self._watchers = self._watchers or [], None
         for watcher in watchers:

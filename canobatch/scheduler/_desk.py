@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from canobatch.engine import Run
     from canobatch.pool import Backend
+    from canobatch.scheduler._crew import Crew
     from canobatch.scheduler.clock import Clock
     from canobatch.scheduler.ledger import FlowRecord, Ledger
     from canobatch.scheduler.pings import Pinger
@@ -22,8 +23,9 @@ class Desk:
     Attributes:
         owner: This process, in words.
         pool: Gives where runs run.
+        crew: In whose threads runs are driven.
         tell: Is given each record once it is written.
-        on_end: Is called with a flow's id and a run of it, in the run's own thread, when it has ended.
+        on_end: Is called with a flow's id and a run of it, in the run's own thread, when it is through.
     """
 
     clock: Clock
@@ -31,6 +33,7 @@ class Desk:
     pinger: Pinger
     owner: str
     pool: Callable[[], Backend]
+    crew: Crew
     random: Callable[[], float]
     tell: Callable[[FlowRecord], None]
     on_end: Callable[[str, Run], None]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from canobatch import _procs
 from canobatch.definition import label
 from canobatch.errors import (
+    CanobatchError,
     FlowOverlapError,
     FlowPausedError,
     FlowTrippedError,
@@ -38,6 +39,7 @@ from canobatch.scheduler.schedules import Interval
 from canobatch.workflow import new_run_id
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from canobatch.engine import Run
@@ -64,6 +66,8 @@ class LiveFlow:
         self._triggered: dict[str, Start] = {}
         #: Runs that are written down and begin at the end of the step.
         self._beginning: list[Start] = []
+        #: What the step has recorded; told at its end.
+        self._recorded: list[FlowRecord] = []
         #: What triggers return after their step: the run, or why it could not be made.
         self._handles: dict[str, Run | Exception] = {}
         self._delay = timedelta(0)
@@ -86,7 +90,8 @@ class LiveFlow:
     @property
     def state(self) -> FlowState:
         """Where the flow stands."""
-        return replace(self._ledger.state(self.id), running=len(self.runs))
+        state = self._ledger.state(self.id)
+        return state if state.running == len(self.runs) else replace(state, running=len(self.runs))
 
     def put_state(self, state: FlowState) -> None:
         """Write down where it stands."""
@@ -315,6 +320,7 @@ class LiveFlow:
     def end_step(self) -> None:
         """Make and begin what the step has written down; outside of it, as journals write for themselves."""
         self._done_before = None
+        self._tell()
         for start in list(self._triggered.values()):
             if start.run is None:
                 self._made(start)
@@ -325,12 +331,7 @@ class LiveFlow:
                 continue
             self.runs[start.run_id] = run
             self._ping("start")
-            try:
-                run.begin()
-            except RuntimeError:
-                # It has ended with that error; it is taken note of like any other end.
-                _log.exception("flow %r could not begin run %s", self.id, run.id)
-            run.watch(partial(self._desk.on_end, self.id, run))
+            self._desk.crew.begin(run, partial(self._desk.on_end, self.id))
 
     def _made(self, start: Start) -> Run | None:
         """Make a run; None if that fails, which is a failure of the flow."""
@@ -342,14 +343,24 @@ class LiveFlow:
                 self._handles[start.run_id] = error
             self._triggered.pop(start.run_id, None)
             if start.run_id in self.runs:
-                with self._ledger.transaction():
-                    self._note_failure(start.run_id, None, 0.0, error)
-                    self._forget(start.run_id, begins_next=True)
-                self._ping("failure")
+                self._note_failed_start(start, error)
         else:
             if start.is_triggered:
                 self._handles[start.run_id] = start.run
         return start.run
+
+    def _note_failed_start(self, start: Start, error: Exception) -> None:
+        try:
+            with self._ledger.transaction():
+                self._note_failure(start.run_id, None, 0.0, error)
+                self._forget(start.run_id)
+                self.begin_waiting()
+        except CanobatchError:
+            _log.exception("that run %s of flow %r has failed could not be written down", start.run_id, self.id)
+            self._recorded = []
+            self.give_up([start.run_id])
+        self._tell()
+        self._ping("failure")
 
     def undo(self) -> None:
         """Forget what a step did that was not written down after all."""
@@ -357,7 +368,7 @@ class LiveFlow:
             self.runs.pop(start.run_id, None)
             if start.run is not None:
                 self._abandon(start.run, "it could not be written down")
-        self._beginning = []
+        self._beginning, self._recorded = [], []
         self._done_until, self._done_before = self._done_before or self._done_until, None
         self._triggered = {id_: start for id_, start in self._triggered.items() if start.run is not None}
         if not self.runs:
@@ -430,8 +441,16 @@ class LiveFlow:
         with suppress(RuntimeError):
             run.begin()
 
-    def on_end(self, run: Run, *, begins_next: bool) -> None:
-        """Take note of the end of a run, and begin what waits for it."""
+    def on_end(self, runs: Sequence[Run], *, begins_next: bool) -> None:
+        """Take note of the end of runs, and begin what waits for it."""
+        for run in runs:
+            self._note_end(run)
+            self._forget(run.id)
+        if begins_next:
+            self.begin_waiting()
+        self._release()
+
+    def _note_end(self, run: Run) -> None:
         report = run.report()
         error = run.error
         now = self._desk.clock.now()
@@ -444,7 +463,6 @@ class LiveFlow:
         else:
             self._note_failure(run.id, report.state, report.duration, error)
         self._ping("success" if error is None else "failure")
-        self._forget(run.id, begins_next=begins_next)
 
     def _note_failure(self, run_id: str, state: Any, duration: float, error: BaseException) -> None:
         failed = self.state.failed(
@@ -459,8 +477,8 @@ class LiveFlow:
         self.put_state(failed)
         self._record("failed", run_id=run_id, state=state, reason=_text(error))
 
-    def _forget(self, run_id: str, *, begins_next: bool) -> None:
-        """Let go of a run that has ended, and begin what waits for that."""
+    def _forget(self, run_id: str) -> None:
+        """Let go of a run that has ended."""
         del self.runs[run_id]
         if self.spec.overlap == "allow":
             self._ledger.forget_run(run_id)
@@ -468,16 +486,25 @@ class LiveFlow:
             self._ledger.describe_claim(self.id, None)
         if self.is_relative:
             self._done_until = self._desk.clock.now()
-        if begins_next:
-            self.begin_waiting()
-        self._release()
+
+    def give_up(self, run_ids: Sequence[str]) -> None:
+        """Let go of runs whose end could not be written down."""
+        for run_id in run_ids:
+            self.runs.pop(run_id, None)
+        if not self.runs:
+            self._ledger.release(self.id)
 
     # -- what is told
 
     def _record(self, kind: Any, **facts: Any) -> None:
         record = FlowRecord(self.id, self._desk.clock.now(), kind, **facts)
         self._ledger.record(record)
-        self._desk.tell(record)
+        self._recorded.append(record)
+
+    def _tell(self) -> None:
+        for record in self._recorded:
+            self._desk.tell(record)
+        self._recorded = []
 
     def _ping(self, what: Any) -> None:
         if self.spec.ping_url is not None:

@@ -11,17 +11,14 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import secrets
-import select
 import threading
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canobatch import _procs, _sqlite
+from canobatch import _sqlite
 from canobatch._locks import FileLock, is_held
 from canobatch.definition import label
 from canobatch.errors import SchedulerError
@@ -32,7 +29,9 @@ from canobatch.scheduler.flows import FlowState, FlowStatus
 from canobatch.scheduler.ledger import KEPT, Asked, Claim, Command, FlowRecord, Waiting
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
 _COMPONENT = "flows"
 _STEPS = (
@@ -104,19 +103,17 @@ class SqliteLedger:
         self._is_in_step = False
         self._wakes_after = False
         self._locks: dict[str, FileLock] = {}
-        self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._bells = Bells(self._home.directory / "wake", self._name)
-        self._fifo: int | None = None
-        #: The pidfds of processes for whose end something waits.
-        self._holders: set[int] = set()
-        self._listener: threading.Thread | None = None
+        bells = self._home.directory / "wake"
+        with _sqlite.translated(bells):
+            bells.mkdir(mode=0o700, exist_ok=True)
+        self._bells = Bells(bells)
+        self._name = self._bells.own
         self._is_closed = False
-        with _sqlite.translated(self._path):
-            self._bells.directory.mkdir(mode=0o700, exist_ok=True)
         self._connection = _sqlite.create(self._path)
         try:
             with _sqlite.translated(self._path):
                 _sqlite.schema_version(self._connection, self._path, _COMPONENT, len(_STEPS))
+                # Several processes that write to one write-ahead log can lose rows, before SQLite 3.51.3.
                 _sqlite.use_rollback_journal(self._connection, self._path, "process")
                 with _sqlite.transaction(self._connection):
                     _sqlite.migrate(self._connection, self._path, _COMPONENT, _STEPS)
@@ -135,21 +132,30 @@ class SqliteLedger:
             if self._is_in_step:
                 yield
                 return
-            step = ExitStack()
-            with _sqlite.translated(self._path):
-                step.enter_context(_sqlite.transaction(self._connection))
-            self._is_in_step = True
-            try:
-                with step.pop_all() as body:
+            with self._translated(_sqlite.transaction(self._connection)):
+                self._is_in_step = True
+                try:
                     yield
-                    # What the body raises is not the database's.
-                    with _sqlite.translated(self._path):
-                        body.close()
-            finally:
-                self._is_in_step = False
-                wakes, self._wakes_after = self._wakes_after, False
+                finally:
+                    self._is_in_step = False
+                    wakes, self._wakes_after = self._wakes_after, False
         if wakes:
             self.wake_others()
+
+    def part(self, flow: str) -> AbstractContextManager[None]:  # noqa: ARG002 - whatever is written is undone
+        """Undo what is done of one flow inside if it fails, and nothing else of the transaction."""
+        return self._translated(_sqlite.part(self._connection))
+
+    @contextmanager
+    def _translated(self, context: AbstractContextManager[None]) -> Iterator[None]:
+        """Tell what the database raises at the beginning and the end; what the body raises is not its own."""
+        step = ExitStack()
+        with _sqlite.translated(self._path):
+            step.enter_context(context)
+        with step.pop_all() as body:
+            yield
+            with _sqlite.translated(self._path):
+                body.close()
 
     def _write(self, statement: str, *values: Any) -> int:
         """Execute a statement in a transaction; return how many rows it changed."""
@@ -313,21 +319,6 @@ class SqliteLedger:
         """Let something wait; a tick may be taken by any scheduler, a run only by the one that made it."""
         values = (flow, _number(waiting.tick), waiting.run_id, self._name)
         self._write("INSERT INTO waiting (flow, tick, run, scheduler) VALUES (?,?,?,?)", *values)
-        if flow not in self._locks:
-            self._watch_holder(flow)
-
-    def _watch_holder(self, flow: str) -> None:
-        """Be woken when the process that runs a flow ends without a word, also if no tick is near."""
-        me = this_process()
-        for pid, ticks, boot_id, namespace in self._read(
-            "SELECT pid, start_ticks, boot_id, pid_namespace FROM claims WHERE flow=?", flow
-        ):
-            # In another namespace the number means somebody else; then the next tick finds out.
-            if (boot_id, namespace) == (me.boot_id, me.pid_namespace) and pid != me.pid and self._fifo is not None:
-                pidfd = _procs.open_process(pid, ticks)
-                if pidfd is not None:
-                    self._holders.add(pidfd)
-                os.write(self._fifo, b"!")
 
     def pop(self, flow: str, *, only_own: bool = False) -> Waiting | None:
         """Take the oldest of what waits, if this scheduler may; with ``only_own``, if no other may."""
@@ -438,29 +429,9 @@ class SqliteLedger:
     # -- waking each other
 
     def listen(self, tell: Callable[[], None]) -> None:
-        """Call ``tell``, from a thread of its own, when another scheduler says that something is written."""
-        with _sqlite.translated(self._bells.directory):
-            self._fifo = self._bells.hang_up()
-        self._listener = threading.Thread(
-            target=self._listen, args=(self._fifo, tell), name="canobatch-wake", daemon=True
-        )
-        self._listener.start()
-
-    def _listen(self, fifo: int, tell: Callable[[], None]) -> None:
-        poller = select.poll()
-        poller.register(fifo, select.POLLIN)
-        while not self._is_closed:
-            for fd, _ in poller.poll():
-                if fd == fifo:
-                    os.read(fifo, 4096)
-                else:
-                    poller.unregister(fd)
-                    self._holders.discard(fd)
-                    os.close(fd)
-            for fd in list(self._holders):
-                poller.register(fd, select.POLLIN)
-            if not self._is_closed:
-                tell()
+        """Call ``tell``, from a thread of its own, when another scheduler says that something is written, or ends."""
+        with _sqlite.translated(self._home.directory / "wake"):
+            self._bells.listen(tell)
 
     def wake_others(self) -> None:
         """Make the other schedulers look at what is written; inside a step, when it is."""
@@ -482,15 +453,7 @@ class SqliteLedger:
                 self.release(flow)
             self._is_closed = True
             self._connection.close()
-        if self._fifo is not None:
-            self._bells.take_down()
-            os.write(self._fifo, b"!")
-            if self._listener is not None and self._listener is not threading.current_thread():
-                self._listener.join()
-            for fd in (self._fifo, *self._holders):
-                os.close(fd)
-            self._holders.clear()
-            self._fifo = None
+        self._bells.close()
 
 
 def _packed(state: FlowState) -> str:

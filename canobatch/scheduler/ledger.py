@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from canobatch.scheduler.flows import FlowState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
     from pathlib import Path
@@ -95,6 +95,9 @@ class Ledger(Protocol):
     def transaction(self) -> AbstractContextManager[None]:
         """Make what is done inside one step."""
 
+    def part(self, flow: str) -> AbstractContextManager[None]:
+        """Undo what is done of one flow inside if it fails, and nothing else of the transaction."""
+
     def output_of(self, run_id: str) -> Path | None:
         """Return the directory for what the tasks of a run print; None: they print where this process does."""
 
@@ -172,7 +175,7 @@ class Ledger(Protocol):
         """Answer a command; False if somebody else has. Before it is done, in the same step."""
 
     def listen(self, tell: Callable[[], None]) -> None:
-        """Call ``tell``, from a thread of its own, when another scheduler says that something is written."""
+        """Call ``tell``, from a thread of its own, when another scheduler says that something is written, or ends."""
 
     def wake_others(self) -> None:
         """Make the other schedulers look at what is written."""
@@ -190,6 +193,8 @@ class MemoryLedger:
         self._last: dict[str, datetime] = {}
         self._waiting: dict[str, deque[Waiting]] = {}
         self._records: dict[str, deque[FlowRecord]] = {}
+        #: How many there have been.
+        self._recorded = 0
 
     def output_of(self, run_id: str) -> Path | None:  # noqa: ARG002 - there is no home to keep it in
         """Return None."""
@@ -198,6 +203,22 @@ class MemoryLedger:
     def transaction(self) -> AbstractContextManager[None]:
         """Do nothing: nobody else looks."""
         return nullcontext()
+
+    @contextmanager
+    def part(self, flow: str) -> Iterator[None]:
+        """Undo what is done of one flow inside if it fails."""
+        state, tick, waiting = self._states[flow], self._last.get(flow), tuple(self._waiting[flow])
+        recorded = self._recorded
+        try:
+            yield
+        except BaseException:
+            self._states[flow], self._waiting[flow] = state, deque(waiting)
+            self._last.pop(flow, None)
+            if tick is not None:
+                self._last[flow] = tick
+            for _ in range(self._recorded - recorded):
+                self._records[flow].pop()
+            raise
 
     def enrol(self, flow: str, schedule: str, now: datetime) -> datetime:  # noqa: ARG002 - known to nobody else
         """Return now."""
@@ -277,6 +298,7 @@ class MemoryLedger:
         """Keep it, and forget the oldest of too many."""
         with self._lock:
             self._records[record.flow].append(record)
+            self._recorded += 1
 
     def history(self, flow: str, limit: int) -> list[FlowRecord]:
         """Return the newest records of a flow, oldest first."""

@@ -13,13 +13,16 @@ import threading
 from collections import deque
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from canobatch import _clock, _procs
-from canobatch.errors import CanobatchError, SchedulerError, UnknownFlowError
+from canobatch.errors import SchedulerError, UnknownFlowError
 from canobatch.observe import Event
+from canobatch.scheduler._crew import Crew
 from canobatch.scheduler._desk import Desk
 from canobatch.scheduler._flow import LiveFlow
+from canobatch.scheduler._steps import Steps
 from canobatch.scheduler.flows import FlowState, SkipReason
 from canobatch.scheduler.pings import Pinger
 
@@ -46,6 +49,8 @@ _LEAST_SECONDS = 1.0
 
 #: After which a flow is looked at again whose ledger could not be written.
 _RETRY = timedelta(seconds=5)
+#: How many flows that are due at once are written down at once: the first of them need not wait for the last.
+_TOGETHER = 50
 #: By how much a clock may go back without a word.
 _SET_BACK = timedelta(seconds=1)
 
@@ -79,6 +84,9 @@ class RunningScheduler:
         self._latest = clock.now()
         self._news: deque[FlowRecord] = deque()
         self._events = 0
+        #: Runs that are through and of which no note has been taken yet.
+        self._ends: list[tuple[LiveFlow, Run]] = []
+        self._ends_lock = threading.Lock()
         self._is_stopping = False
         self._ended = threading.Event()
         #: What wakes `serve`: the number of a signal, or None at the end.
@@ -86,7 +94,9 @@ class RunningScheduler:
         #: Whether another scheduler of the home says that something was written; at first it may have been.
         self._is_woken = True
         owner = f"process {os.getpid()} on {socket.gethostname()}"
-        desk = Desk(clock, ledger, self._pinger, owner, pool, random.random, self._tell, self._on_end)
+        crew = Crew()
+        self._steps = Steps(ledger, crew)
+        desk = Desk(clock, ledger, self._pinger, owner, pool, crew, random.random, self._tell, self._on_end)
         with ledger.transaction():
             self._flows = {spec.id: LiveFlow(spec, desk) for spec in specs}
         self._thread = threading.Thread(target=self._run, name="canobatch-scheduler", daemon=True)
@@ -198,13 +208,8 @@ class RunningScheduler:
         """One step of a flow: written down as a whole, and then its runs begin."""
         with self._wake:
             flow = self._flow(id)
-            try:
-                with self._ledger.transaction():
-                    yield flow
-            except BaseException:
-                flow.undo()
-                raise
-            flow.end_step()
+            with self._steps.one(flow):
+                yield flow
             if flow.is_relative:
                 self._set_alarm(flow)
             self._wake.notify_all()
@@ -258,12 +263,9 @@ class RunningScheduler:
             self._thread.join()
 
     def _drop_waiting(self) -> None:
-        try:
-            with self._ledger.transaction():
-                for flow in self._flows.values():
-                    flow.drop_waiting(SkipReason.STOPPED, only_own=True)
-        except CanobatchError:
-            _log.exception("what waits could not be dropped; the scheduler stops all the same")
+        steps = [(flow, partial(flow.drop_waiting, SkipReason.STOPPED, only_own=True)) for flow in self._flows.values()]
+        for flow, error in self._steps.together(steps).items():
+            _log.error("what waits of flow %r could not be dropped; it stops all the same", flow.id, exc_info=error)
 
     def _await_runs(self, until: float) -> None:
         while self._running() and (left := until - _clock.monotonic()) > 0:
@@ -356,18 +358,28 @@ class RunningScheduler:
         if now < self._latest - _SET_BACK:
             _log.warning("the clock was set back by %s; no tick up to %s runs again", self._latest - now, self._latest)
         self._latest = now
+        due = []
         while self._alarms and self._alarms[0][0] <= now:
             _, number, flow = heapq.heappop(self._alarms)
-            if number != flow.alarm:
-                continue
-            try:
-                with self._step(flow.id):
-                    flow.on_alarm()
-                at = flow.next_alarm()
-            except Exception:  # noqa: BLE001 - one flow's trouble must not end the scheduler of all
-                _log.exception("flow %r could not be looked after; next try in %g s", flow.id, _RETRY.total_seconds())
-                at = now + _RETRY
-            self._set_alarm(flow, at)
+            if number == flow.alarm:
+                due.append(flow)
+        failed: dict[LiveFlow, Exception] = {}
+        for begin in range(0, len(due), _TOGETHER):
+            failed |= self._steps.together([(flow, flow.on_alarm) for flow in due[begin : begin + _TOGETHER]])
+        # What is due next is found out when all that is due now has begun.
+        for flow in due:
+            self._set_next_alarm(flow, now, failed.get(flow))
+
+    def _set_next_alarm(self, flow: LiveFlow, now: datetime, error: Exception | None) -> None:
+        at: datetime | None = now + _RETRY
+        try:
+            at = at if error is not None else flow.next_alarm()
+        except Exception as own:  # noqa: BLE001 - one flow's trouble must not end the scheduler of all
+            error = own
+        if error is not None:
+            text = "flow %r could not be looked after; next try in %g s"
+            _log.error(text, flow.id, _RETRY.total_seconds(), exc_info=error)
+        self._set_alarm(flow, at)
 
     def _look_around(self) -> None:
         """Do what other processes ask for, and begin what they leave to be begun."""
@@ -375,15 +387,17 @@ class RunningScheduler:
             for command in self._ledger.commands():
                 if command.flow in self._flows:
                     self._obey(command)
-            for unsettled in self._ledger.unsettled():
-                if unsettled in self._flows and not self._is_stopping:
-                    with self._step(unsettled) as flow:
-                        flow.look_after()
+            if not self._is_stopping:
+                self._look_after([self._flows[each] for each in self._ledger.unsettled() if each in self._flows])
             for flow in self._flows.values():
                 if flow.is_relative:
                     self._set_alarm(flow)
         except Exception:  # noqa: BLE001 - as above
             _log.exception("what other processes have written could not be looked at")
+
+    def _look_after(self, flows: Sequence[LiveFlow]) -> None:
+        for flow, error in self._steps.together([(flow, flow.look_after) for flow in flows]).items():
+            _log.error("what was left of flow %r could not be dealt with", flow.id, exc_info=error)
 
     def _obey(self, command: Command) -> None:
         if command.what != "trigger":
@@ -418,15 +432,34 @@ class RunningScheduler:
             heapq.heappush(self._alarms, (at, flow.alarm, flow))
 
     def _on_end(self, id: str, run: Run) -> None:
+        """Take note of the end of a run; who comes first waits for its turn and does so for all that come meanwhile."""
+        with self._ends_lock:
+            self._ends.append((self._flows[id], run))
+            if len(self._ends) > 1:
+                return
         with self._wake:
+            with self._ends_lock:
+                ends, self._ends = self._ends, []
             try:
-                with self._step(id) as flow:
-                    flow.on_end(run, begins_next=not self._is_stopping)
-            except CanobatchError:
-                _log.exception("the end of run %s of flow %r could not be written down", run.id, id)
-                self._flows[id].runs.pop(run.id, None)
-                self._flows[id].undo()
-            self._wake.notify_all()
+                self._note_ends(ends)
+            finally:
+                for _, ended in ends:
+                    ended.end()
+                self._wake.notify_all()
+
+    def _note_ends(self, ends: Sequence[tuple[LiveFlow, Run]]) -> None:
+        runs: dict[LiveFlow, list[Run]] = {}
+        for flow, run in ends:
+            runs.setdefault(flow, []).append(run)
+        begins_next = not self._is_stopping
+        steps = [(flow, partial(flow.on_end, own, begins_next=begins_next)) for flow, own in runs.items()]
+        for flow, error in self._steps.together(steps).items():
+            ids = [run.id for run in runs[flow]]
+            _log.error("the end of %s of flow %r could not be written down", ", ".join(ids), flow.id, exc_info=error)
+            flow.give_up(ids)
+        for flow in runs:
+            if flow.is_relative:
+                self._set_alarm(flow)
 
     # -- observers
 

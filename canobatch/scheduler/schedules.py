@@ -6,6 +6,7 @@ Instants are aware datetimes; those that come out are UTC.
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -168,6 +169,10 @@ class Cron(Schedule):
     def next_after(self, instant: datetime) -> datetime | None:
         """Return the first tick strictly after ``instant``."""
         instant = _utc(instant)
+        # Zones that are objects need not have a hash.
+        return _known_next(self, instant) if isinstance(self.tz, str) else self._next(instant)
+
+    def _next(self, instant: datetime) -> datetime | None:
         try:
             return self._next_spaced(instant) if self._fields.is_wildcard else self._next_time_of_day(instant)
         except OverflowError:
@@ -207,6 +212,12 @@ class Cron(Schedule):
 
     def __str__(self) -> str:
         return f"cron '{self.expression}' in {self.tz}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _known_next(cron: Cron, instant: datetime) -> datetime | None:
+    """Return the next tick; many flows have the same expression, and each asks more than once."""
+    return cron._next(instant)  # noqa: SLF001 - the rest of next_after
 
 
 def parse_schedule(text: str) -> Schedule:

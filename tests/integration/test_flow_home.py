@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -20,16 +20,17 @@ from canobatch.errors import ConfigurationError, FlowOverlapError
 from canobatch.scheduler import FlowHome, FlowStatus, Scheduler
 from canobatch.scheduler.home import SqliteLedger
 from canobatch.scheduler.ledger import Claim
-from tests.support.watch import NEVER, await_that, is_alive
+from tests.support.watch import NEVER, await_that, is_alive, state_of
 
 #: A scheduler of one flow. Its body proves by a lock of its own that no other body runs, and leaves a line for
-#: each beginning and each end; arguments: home, interval, seconds of a body, overlap policy, what else it starts.
+#: each beginning and each end; arguments: home, interval, seconds of a body, overlap policy, what else it starts,
+#: catch-up policy.
 PROGRAM = """
 import fcntl, logging, os, subprocess, sys, time
 from canobatch import WorkerPool, Workflow
 from canobatch.scheduler import Scheduler
 
-home, interval, length, overlap, more = sys.argv[1:6]
+home, interval, length, overlap, more, catchup = sys.argv[1:7]
 logging.basicConfig(stream=sys.stdout, level=logging.INFO)
 
 def say(text):
@@ -55,7 +56,8 @@ def body(ctx):
 workflow = Workflow("w").register("start", body).add_exit_state("done")
 with WorkerPool(1, spares=0) as pool:
     pool.warm_up()
-    scheduler = Scheduler(home, pool=pool).every("f", workflow, "start", float(interval), overlap=overlap)
+    options = {"overlap": overlap, "catchup": catchup}
+    scheduler = Scheduler(home, pool=pool).every("f", workflow, "start", float(interval), **options)
     with scheduler.start() as running:
         running.serve(timeout=20)
 """
@@ -83,8 +85,8 @@ def log(tmp_path):
 def launch(start_script, tmp_path):
     """Start a scheduler process and wait until it runs."""
 
-    def start(interval, length, overlap="skip", more="", *, waits=True):
-        script = start_script(PROGRAM, tmp_path / "home", interval, length, overlap, more)
+    def start(interval, length, overlap="skip", more="", catchup="skip", *, waits=True):
+        script = start_script(PROGRAM, tmp_path / "home", interval, length, overlap, more, catchup)
         if waits:
             script.wait_for("serving")
         return script
@@ -118,14 +120,25 @@ def share_ticks(launch, log, home, count, interval, bodies, timeout=NEVER):
     fired = [record for record in records if record.kind == "fired"]
     assert sorted(run for run, _ in log.lines("begin")) == sorted(record.run_id for record in fired)
     assert log.lines("OVERLAP") == []
-    # Each tick of the grid is in the records, once.
-    step = timedelta(seconds=interval)
-    ticks = []
-    for record in records:
-        if record.kind in ("fired", "skipped"):
-            ticks += [record.tick + n * step for n in range(record.count)]
-    assert sorted(ticks) == [min(ticks) + n * step for n in range(len(ticks))]
+    check_grid(records, interval)
     return records
+
+
+def ticks_of(records, interval):
+    """Each tick that the records tell of, with what became of it: None if it was fired, else why it was skipped."""
+    step = timedelta(seconds=interval)
+    return [
+        (record.tick + n * step, None if record.kind == "fired" else record.reason)
+        for record in records
+        if record.kind in ("fired", "skipped")
+        for n in range(record.count)
+    ]
+
+
+def check_grid(records, interval) -> None:
+    """Each tick of the grid is in the records, once."""
+    ticks = sorted(tick for tick, _ in ticks_of(records, interval))
+    assert ticks == [ticks[0] + n * timedelta(seconds=interval) for n in range(len(ticks))]
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -160,6 +173,57 @@ def test_a_killed_holder_frees_its_flow_at_once(launch, log, tmp_path):
     assert interrupted.run_id == run_id
     assert f"process {first.process.pid}" in interrupted.reason
     assert first.survivors(within=3.0) == {}
+
+
+def suspend(script, seconds: float):
+    """Stop a scheduler and all that it started, as a suspend does, and let them go on; return from when to when."""
+    launcher = psutil.Process(script.process.pid)
+    launcher.suspend()
+    family = [launcher, *launcher.children(recursive=True)]
+    for process in family:
+        process.suspend()
+    await_that(lambda: state_of(launcher.pid) == "T", "it should stand still")
+    stood_from = datetime.now(UTC)
+    time.sleep(seconds)
+    stood_until = datetime.now(UTC)
+    for process in family:
+        process.resume()
+    return stood_from, stood_until
+
+
+@pytest.mark.parametrize("catchup", ["skip", "last", "all"])
+def test_a_suspended_scheduler_accounts_for_every_tick(launch, log, tmp_path, catchup):
+    """Ten ticks pass while it stands still: the newest runs and the others were missed, or all run; none twice."""
+    script = launch(0.2, 0, catchup=catchup)
+    await_that(lambda: len(log.lines("end")) >= 2, "two bodies should end")
+    stood_from, stood_until = suspend(script, 2.0)
+    count = len(log.lines("begin"))
+    await_that(lambda: len(log.lines("end")) > count + (10 if catchup == "all" else 2), "it should go on")
+    ended(script)
+    with FlowHome(tmp_path / "home") as flows:
+        records = flows.history("f", 1000)
+    check_grid(records, 0.2)
+    assert log.lines("OVERLAP") == []
+    assert sorted(run for run, _ in log.lines("begin")) == sorted(r.run_id for r in records if r.kind == "fired")
+    stood = [why for tick, why in ticks_of(records, 0.2) if stood_from < tick < stood_until - timedelta(seconds=0.2)]
+    assert len(stood) >= 8
+    assert set(stood) == ({None} if catchup == "all" else {"missed"})
+
+
+def test_what_a_suspended_scheduler_missed_is_not_repeated(launch, log, tmp_path):
+    """Of two, one stands still for ten ticks, which are the other's; when it goes on it repeats none of them."""
+    scripts = [launch(0.2, 0, catchup="all") for _ in range(2)]
+    await_that(lambda: len(log.lines("end")) >= 2, "two bodies should end")
+    suspend(scripts[0], 2.0)
+    count = len(log.lines("begin"))
+    await_that(lambda: len(log.lines("end")) > count + 2, "both should go on")
+    ended(*scripts)
+    with FlowHome(tmp_path / "home") as flows:
+        records = flows.history("f", 1000)
+    check_grid(records, 0.2)
+    assert log.lines("OVERLAP") == []
+    runs = [run for run, _ in log.lines("begin")]
+    assert len(set(runs)) == len(runs)
 
 
 def test_what_a_holder_and_its_keeper_left_is_killed(launch, log):
@@ -334,36 +398,46 @@ def test_a_reused_pid_is_no_holder(tmp_path):
         assert [record.kind for record in running.history("f")] == ["interrupted", "fired", "finished"]
 
 
+def parent_flow(home, interval, body=lambda: "done", **options) -> Scheduler:
+    """A scheduler of the flow "f", whose body runs in this process."""
+    workflow = Workflow("w").register("start", body, config=TaskConfig(where="parent")).add_exit_state("done")
+    return Scheduler(home).every("f", workflow, "start", interval, **options)
+
+
 def test_overlapping_runs_of_a_killed_process_are_recorded(launch, log, tmp_path):
-    """Runs that need no claim are missed too: they are recorded as interrupted, once; those of the living are not."""
+    """Runs that need no claim are missed too, at once and once, though no tick is near; those of the living are not."""
     holder = launch(100_000, 100_000, "allow")
-    await_that(lambda: len(log.lines("begin")) == 1, "the body should run")
+    await_that(lambda: len(log.lines("begin")) == 1, "the first body should run")
     ((lost, pid),) = log.lines("begin")
     gate = threading.Event()
-
-    def body():
-        assert gate.wait(NEVER)
-        return "done"
-
-    def scheduler():
-        workflow = Workflow("w").register("start", body, config=TaskConfig(where="parent")).add_exit_state("done")
-        return Scheduler(tmp_path / "home").every("f", workflow, "start", 100_000, overlap="allow")
-
-    with scheduler().start() as living:
+    body = lambda: gate.wait(NEVER) and "done"  # noqa: E731
+    with (
+        parent_flow(tmp_path / "home", 100_000, body, overlap="allow").start() as living,
+        parent_flow(tmp_path / "home", 100_000, body, overlap="allow").start(),
+    ):
         run = living.trigger("f")
         holder.process.kill()
-        holder.process.wait(NEVER)
-        with scheduler().start() as other:
-            await_that(lambda: other.history("f")[-1].kind == "interrupted", "it should be recorded")
-            other.stop()
-        assert not is_alive(int(pid))
-        living.trigger("f")
+        await_that(lambda: living.history("f")[-1].kind == "interrupted", "it should be recorded")
+        await_that(lambda: not is_alive(int(pid)), "its body should be dead")
         gate.set()
         assert run.wait(NEVER) == "done"
-    with scheduler().start() as last:
-        records = last.history("f")
+    with FlowHome(tmp_path / "home") as home:
+        records = home.history("f")
     assert [record.run_id for record in records if record.kind == "interrupted"] == [lost]
-    assert [record.kind for record in records].count("finished") == 2
+    assert [record.kind for record in records].count("finished") == 1
+
+
+def test_a_killed_holder_s_run_is_restarted_at_once(launch, log, tmp_path):
+    """The other scheduler hears of the end of the process by itself: no tick is near, and nothing waits."""
+    holder = launch(100_000, 100_000)
+    await_that(lambda: len(log.lines("begin")) == 1, "the body should run")
+    ((lost, _),) = log.lines("begin")
+    with parent_flow(tmp_path / "home", 100_000, on_interrupted="restart").start() as running:
+        holder.process.kill()
+        await_that(lambda: running.history("f")[-1].kind == "finished", "a new run should end")
+        records = running.history("f")
+    assert [record.kind for record in records] == ["fired", "interrupted", "fired", "finished"]
+    assert records[1].run_id == lost
 
 
 #: Starts a script in a pid namespace of its own, with a /proc of its own, as in a container.
@@ -380,7 +454,7 @@ def test_a_holder_in_another_pid_namespace(start_script, log, tmp_path):
         pytest.skip("pid namespaces need unshare and root")
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    holder = start_script(APART, program, tmp_path / "home", 100_000, 100_000, "skip", "")
+    holder = start_script(APART, program, tmp_path / "home", 100_000, 100_000, "skip", "", "skip")
     await_that(lambda: len(log.lines("begin")) == 1, "the body should run")
     ((run_id, _),) = log.lines("begin")
     workflow = Workflow("w").register("start", lambda: "done", config=TaskConfig(where="parent")).add_exit_state("done")

@@ -522,7 +522,6 @@ def flaky(place, journal):
     return Workflow("flaky", journal=journal).register("MAP", fail, config=config).add_exit_state("DONE")
 
 
-@pytest.mark.xfail(strict=True, reason="attempts of a single task are counted anew after a crash")
 def test_a_single_task_s_attempts_go_on_counting(journal, tmp_path, points):
     """Killed after two of three attempts, a single task has one left, as a branch has."""
     token = CancelToken()
@@ -571,7 +570,7 @@ def owned(journal, monkeypatch, token, **facts):
         with pytest.raises(TaskError):
             broken.orchestrate("MAP", run_id="r")
         run, _ = journal.take_over("r", workflow="w", version=0)
-        run.own(token)
+        run.own(token, "")
         run.close()
     return Workflow("w", journal=journal).register("MAP", lambda: "DONE").add_exit_state("DONE")
 
@@ -596,7 +595,6 @@ def test_what_is_not_of_a_dead_owner_here_is_left_alone(facts, tmp_path, monkeyp
     assert is_alive(process.pid)
 
 
-@pytest.mark.xfail(strict=True, reason="who takes a run over forgets the token of the owner before")
 def test_who_dies_while_taking_over_leaves_the_killing_to_the_next(tmp_path, monkeypatch, left_over, points):
     """What a dead owner left is killed by the second resumer if the first died before it could."""
     token, process = left_over

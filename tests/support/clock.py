@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from datetime import UTC, datetime, timedelta
 
-from tests.support.watch import NEVER
+from tests.support.watch import NEVER, await_that
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -19,6 +19,8 @@ class FakeClock:
         self._wake = None
         self._asleep_until = None
         self._is_asleep = False
+        #: Whether what began may be left to itself: it has ended, or a test holds it up.
+        self.is_quiet = lambda: True
         #: How often the scheduler has gone to sleep.
         self.waits = 0
 
@@ -54,7 +56,12 @@ class FakeClock:
         self.set(self._now + timedelta(seconds=seconds))
 
     def settle(self):
-        """Wait until the scheduler waits for what is still to come."""
+        """Wait until the scheduler waits for what is still to come, and what began has ended, if nothing holds it."""
+        self._await_sleep()
+        await_that(self.is_quiet, "what began should end")
+        self._await_sleep()
+
+    def _await_sleep(self):
         with self._moved:
             assert self._moved.wait_for(
                 lambda: self._is_asleep and (self._asleep_until is None or self._asleep_until > self._now), NEVER

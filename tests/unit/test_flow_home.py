@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
 
-from canobatch import RunCancelledError, TaskConfig, TaskError, Workflow
+from canobatch import RunCancelledError, TaskConfig, TaskError, Workflow, _sqlite
 from canobatch.errors import (
     FlowOverlapError,
     FlowPausedError,
@@ -61,9 +62,12 @@ class Body:
 class Node:
     """One scheduler of the home, with its clock."""
 
-    def __init__(self, home, register, now=NOON) -> None:
+    def __init__(self, home, register, body, now=NOON) -> None:
         self.clock = FakeClock(now)
         self.running = register(Scheduler(home, clock=self.clock)).start()
+        self.clock.is_quiet = lambda: (
+            not body.gate.is_set() or all(info.status is not FlowStatus.RUNNING for info in self.running.list())
+        )
         self.clock.settle()
 
     def __getattr__(self, name):
@@ -85,12 +89,12 @@ def home(tmp_path):
 
 
 @pytest.fixture
-def node(home):
+def node(home, body):
     """Start schedulers of the home; they are stopped at the end."""
     nodes = []
 
     def start(register, now=NOON):
-        nodes.append(Node(home, register, now))
+        nodes.append(Node(home, register, body, now))
         return nodes[-1]
 
     yield start
@@ -432,7 +436,82 @@ def test_an_end_that_cannot_be_written_down_strands_no_flow(node, body, monkeypa
     assert a.trigger("f").wait(NEVER) == "done"
 
 
+def test_flows_due_at_once_are_written_down_at_once(node, body, monkeypatch):
+    """Thirty ticks are one transaction, and the ends that come while another is written are one, too."""
+    count = 30
+
+    def register(scheduler):
+        for number in range(count):
+            scheduler.every(f"f{number}", body.workflow, "start", 60, start="after_interval")
+        return scheduler
+
+    a = node(register)
+    transactions = []
+    transaction = _sqlite.transaction
+    monkeypatch.setattr(_sqlite, "transaction", lambda connection: transactions.append(1) or transaction(connection))
+    body.gate.clear()
+    a.clock.advance(60)
+    await_that(lambda: body.running == count, "all should run")
+    assert len(transactions) == 1
+    with a.running._wake:
+        body.gate.set()
+        await_that(lambda: len(a.running._ends) == count, "all should end")
+    await_that(lambda: a.status("f0").status is FlowStatus.COMPLETED, "the ends should be noted")
+    assert len(transactions) == 2
+    assert all(a.status(f"f{number}").status is FlowStatus.COMPLETED for number in range(count))
+
+
+def test_a_tick_that_cannot_be_committed_is_tried_again(node, body, monkeypatch, caplog):
+    """The disk fills up at the very end of a step: nothing runs, and five seconds later the same tick does."""
+    a = node(minutely(body, start="after_interval"))
+    transaction = _sqlite.transaction
+
+    @contextmanager
+    def full(connection):
+        with transaction(connection):
+            yield
+            raise JournalError("no space left", reason="full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_sqlite, "transaction", full)
+        a.clock.advance(60)
+        assert body.started == 0
+    assert "could not be looked after" in caplog.text
+    a.clock.advance(5)
+    await_idle(a, body, 1)
+    assert told(a, "fired", "skipped") == [(60, "fired", "")]
+
+
+def test_what_several_write_to_has_no_write_ahead_log(node, body, home):
+    """Rows of one that several processes write to can be lost, before SQLite 3.51.3."""
+    a = node(manual(body))
+    connection = a.running._ledger._connection
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("persist",)
+    assert connection.execute("PRAGMA synchronous").fetchone() == (1,)
+
+
 # -- what cannot be a home
+
+
+def test_a_home_may_be_made_by_several_at_once(tmp_path):
+    """None of them takes what another one has just begun for something else, or for locked."""
+    errors = []
+
+    def make(place, barrier):
+        barrier.wait(NEVER)
+        try:
+            SqliteLedger(place).close()
+        except JournalError as error:
+            errors.append(error)
+
+    for number in range(20):
+        barrier = threading.Barrier(6)
+        makers = [threading.Thread(target=make, args=(tmp_path / str(number), barrier)) for _ in range(6)]
+        for maker in makers:
+            maker.start()
+        for maker in makers:
+            maker.join()
+    assert errors == []
 
 
 def test_a_file_that_is_no_database_is_left_alone(home, body):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canobatch.engine import records
-from canobatch.engine.records import Accepted, Records
+from canobatch.engine.records import Records
 from canobatch.errors import TaskError, WorkflowError
 from canobatch.join import BranchResult, BranchStatus
 
@@ -85,15 +85,3 @@ def test_failures_are_kept_up_to_a_number_too():
     result = kept.collect(50, attempts)
     assert result.counts["failed"] == 50
     assert len(result.branches) == 20
-
-
-def test_branches_of_an_earlier_life_are_known_with_their_digests():
-    """In whatever order they come, with gaps, and without an item."""
-    accepted = Accepted()
-    assert (0 in accepted, len(accepted)) == (False, 0)
-    accepted.add(5, b"e" * 16)
-    accepted.add(2, None)
-    accepted.add(0, b"a" * 16)
-    assert [index in accepted for index in range(7)] == [True, False, True, False, False, True, False]
-    assert [accepted.digest(index) for index in (0, 2, 5)] == [b"a" * 16, None, b"e" * 16]
-    assert len(accepted) == 6

@@ -17,6 +17,7 @@ from canobatch.errors import (
     FlowOverlapError,
     FlowPausedError,
     FlowTrippedError,
+    JournalError,
     ResourceError,
     SchedulerError,
     UnknownFlowError,
@@ -93,13 +94,16 @@ def make(clock, request, tmp_path):
 
 
 @pytest.fixture
-def launch(clock):
+def launch(clock, body):
     """Start a scheduler on the fake clock; it is stopped at the end of the test."""
     started = []
 
     def start(scheduler):
         running = scheduler.start()
         started.append(running)
+        clock.is_quiet = lambda: (
+            not body.gate.is_set() or all(info.status is not FlowStatus.RUNNING for info in running.list())
+        )
         clock.settle()
         return running
 
@@ -594,6 +598,30 @@ def test_too_old_ticks_are_not_caught_up(clock, body, launch, make):
         (7200, "fired", ""),
         (10800, "fired", ""),
     ]
+
+
+def test_one_flow_s_trouble_is_not_that_of_others_due_at_once(clock, body, launch, make, monkeypatch, caplog):
+    """What cannot be written down of one is undone, and tried again five seconds later; the other runs in time."""
+    scheduler = make()
+    for flow in ("a", "b"):
+        scheduler.every(flow, body.workflow, "start", 60, start="after_interval")
+    running = launch(scheduler)
+    record = type(running._ledger).record
+
+    def broken(ledger, what):
+        record(ledger, what)
+        if what.flow == "a":
+            raise JournalError("no space left", reason="full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(running._ledger), "record", broken)
+        clock.advance(60)
+    assert (fired(running, "a"), fired(running, "b")) == ([], [60])
+    assert (running.status("a").run_count, body.started) == (0, 1)
+    assert "flow 'a' could not be looked after" in caplog.text
+    clock.advance(5)
+    assert (fired(running, "a"), fired(running, "b")) == ([60], [60])
+    assert (running.status("a").run_count, body.started) == (1, 2)
 
 
 # -- overlaps

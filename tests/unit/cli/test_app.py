@@ -131,9 +131,9 @@ IMPORTED = (
 @pytest.mark.parametrize(
     ("args", "strangers"),
     [
-        (["--help"], {"loky", "rich", "croniter", "sqlite3", "multiprocessing", "platformdirs", "filelock", "psutil"}),
+        (["--help"], {"loky", "rich", "croniter", "sqlite3", "multiprocessing", "platformdirs", "psutil"}),
         (["run", "--help"], {"loky", "rich", "croniter", "sqlite3", "multiprocessing", "canobatch.workflow"}),
-        (["runs"], {"loky", "rich", "croniter", "multiprocessing", "canobatch.workflow", "canobatch.pool", "filelock"}),
+        (["runs"], {"loky", "rich", "croniter", "multiprocessing", "canobatch.workflow", "canobatch.pool"}),
         (["init", "--help"], {"loky", "rich", "croniter", "sqlite3", "multiprocessing", "canobatch.workflow"}),
     ],
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import sqlite3
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -243,6 +245,21 @@ def test_a_full_log_of_progress_does_not_end_a_run(place, command, code):
     with Path("/dev/full").open("w") as full:
         process = place.start(command, "small.py", stdout=subprocess.DEVNULL, stderr=full)
         assert process.wait(60) == code
+
+
+def test_ctrl_c_while_it_is_loaded_is_silent(place):
+    """There is no traceback of what is just being imported; the shell sees the signal."""
+    reader, writer = os.pipe()
+    # What python -v has to say of the imports does not fit: it stops among them.
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    place.program = (sys.executable, "-v", "-m", "canobatch")
+    process = place.start("runs", stderr=writer)
+    os.close(writer)
+    with os.fdopen(reader, errors="replace") as told:
+        assert any("canobatch/cli/app" in line for line in told)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == -signal.SIGINT
+        assert "Traceback" not in told.read()
 
 
 def test_two_runs_of_a_name_do_not_overlap(place):

@@ -77,6 +77,20 @@ def group_signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def open_standard_streams() -> None:
+    """Open on nothing what is closed of descriptors 0 to 2: whatever got that number would be written to by anyone."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            # For children too, even where it has the number already.
+            os.dup2(nowhere, number)
+            os.set_inheritable(number, True)
+            if nowhere != number:
+                os.close(nowhere)
+
+
 def ignore_group_signals() -> None:
     """Take these signals with a handler that does nothing.
 
@@ -85,16 +99,6 @@ def ignore_group_signals() -> None:
     for number in GROUP_SIGNALS:
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
-
-
-def fill_standard_streams() -> None:
-    """Put the null device where the standard streams are closed; else a socket of ours would become one of them."""
-    for fd in range(3):
-        try:
-            os.fstat(fd)
-        except OSError:
-            # The lowest free number is this one.
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def start_own(

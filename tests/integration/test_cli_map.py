@@ -344,16 +344,6 @@ def test_the_first_failure_may_end_it(place):
     assert "1 failed, 1 killed or not begun" in err
 
 
-def test_missing_inputs_are_refused_on_resume(place):
-    """A map from standard input is not complete because nobody gives the inputs again."""
-    (place.path / "lines").write_text("a\nbad\nc\n")
-    assert place.run("map", "fn.py:up", "--from", "lines").returncode == 1
-    (place.path / "lines").write_text("a\n")
-    again = place.run("map", "fn.py:up", "--from", "lines", "--resume")
-    assert (again.returncode, again.stdout.count("A")) == (1, 1)
-    assert "it had 3 items or more, and now has 1" in again.stderr
-
-
 def test_results_on_a_terminal_are_not_torn_apart(place):
     """Where results appear on the screen there is no live progress beside them."""
     (place.path / "lines").write_text("a\nb\n")

@@ -103,6 +103,24 @@ def assert_clean(done, code: int = 0) -> None:
     assert (done.returncode, done.stderr) == (code, ""), done.stdout
 
 
+# -- streams
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "2", "0, 1, 2"])
+def test_a_launcher_with_closed_standard_streams_works(closed, run_script):
+    """What a daemon closes matters to no worker, and no socket of ours becomes its standard output."""
+    inner = COMMON + "squares(None)\nPath(sys.argv[1]).write_text('done')\n"
+    source = f"""
+import os, subprocess, sys, tempfile
+with tempfile.NamedTemporaryFile("r") as told:
+    close = lambda: [os.close(number) for number in ({closed},)]
+    subprocess.run([sys.executable, "-c", {inner!r}, told.name], preexec_fn=close, check=True)
+    print(told.read())
+"""
+    done = run_script(source)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
 # -- reaping
 
 

@@ -11,16 +11,13 @@ journal.take.locked         a run that exists was locked by who takes it over
 journal.take.loaded         it was read, nothing of it was changed
 journal.take.done           the new owner is durable
 journal.file.before         a large value is about to be written
-journal.file.written        it is whole, under its temporary name
-journal.file.after          it has its name, the row that refers to it is not durable
+journal.file.after          its file is whole, the row that refers to it is not durable
 journal.write.before        a transaction is about to begin
 journal.write.rows          its rows are written, it is not committed
 journal.write.after         it is durable, nobody was told
 journal.end.before          the run's end is durable, its database is still in write-ahead mode
-journal.end.after           the database is one file, the index does not know of the end
-journal.end.indexed         the index knows, the lock is still held
-journal.prune.renamed       a run's directory has lost its name, the index still has it
-journal.prune.forgotten     the index has forgotten it, its files exist
+journal.end.after           the database is one file, the lock is still held
+journal.prune.renamed       a run's directory has lost its name, its files exist
 journal.prune.removed       its files are gone
 engine.state.entered        a run is in a state of which it has done nothing
 engine.accept.before        a branch was accepted, its outcome is about to be recorded

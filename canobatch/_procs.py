@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from canobatch import _clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    import subprocess
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -76,6 +77,20 @@ def group_signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def open_standard_streams() -> None:
+    """Open on nothing what is closed of descriptors 0 to 2: whatever got that number would be written to by anyone."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            # For children too, even where it has the number already.
+            os.dup2(nowhere, number)
+            os.set_inheritable(number, True)
+            if nowhere != number:
+                os.close(nowhere)
+
+
 def ignore_group_signals() -> None:
     """Take these signals with a handler that does nothing.
 
@@ -84,6 +99,33 @@ def ignore_group_signals() -> None:
     for number in GROUP_SIGNALS:
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
+
+
+def start_own(
+    boot: str, *arguments: object, fds: Sequence[int], options: Sequence[str] = (), env: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start an interpreter of our own in a session of its own.
+
+    Args:
+        boot: Code, which finds this process's module path in ``sys.argv`` behind the ``arguments``.
+        arguments: What it is told.
+        fds: Descriptors that it gets, under their numbers here.
+        options: Of the interpreter.
+        env: Its environment; None: this process's.
+    """
+    import subprocess  # noqa: PLC0415 - slow; most who look at processes start none
+
+    try:
+        here, cwd = os.getcwd(), None
+    except FileNotFoundError:
+        # It was removed: then nothing can be imported from it either, and a process has to be somewhere.
+        here = cwd = os.sep
+    path = [entry or here for entry in sys.path if isinstance(entry, str)]
+    command = [sys.executable, *options, "-c", boot, *map(str, arguments), *path]
+    with group_signals_blocked():
+        return subprocess.Popen(  # noqa: S603 - our own interpreter
+            command, stdin=subprocess.DEVNULL, pass_fds=fds, start_new_session=True, env=env, cwd=cwd
+        )
 
 
 def is_dead(pidfd: int) -> bool:

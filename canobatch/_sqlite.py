@@ -8,12 +8,12 @@ can fail at its first write, whatever the timeout.
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
-from canobatch import _clock
 from canobatch.errors import JournalError
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ Durable = Literal["process", "power"]
 
 #: In the header of all our databases: "CANO".
 _APPLICATION = 0x43414E4F
+
+#: Bytes of a write-ahead log from which on it is written back.
+_LONG_LOG = 16 << 20
 
 #: Seconds to wait for another process's transaction. All of ours are short.
 _PATIENCE = 20.0
@@ -82,14 +85,17 @@ def _open(path: Path, mode: str) -> Connection:
 def use_write_ahead_log(connection: Connection, path: Path, durable: Durable) -> None:
     """Switch a database to a write-ahead log: one writer, and readers that never wait.
 
+    While a log is only appended to, whatever a crash of the machine leaves of it is a state that was, or nothing:
+    so "process" waits for the disk no earlier than when the log is written back; see `bound_write_ahead_log`.
+
     Raises:
         JournalError: It cannot have one, as on most network file systems.
     """
     with translated(path):
         if durable == "process":
-            # To switch is a transaction of the other kind, which would wait for the disk.
             connection.execute("PRAGMA synchronous=OFF")
-        mode = _switched_to_log(connection)
+            connection.execute("PRAGMA wal_autocheckpoint=0")
+        (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
         if mode != "wal":
             raise JournalError(
                 f"{path} cannot have a write-ahead log (its journal mode stays {mode!r}), as on a network file "
@@ -97,22 +103,21 @@ def use_write_ahead_log(connection: Connection, path: Path, durable: Durable) ->
                 path=str(path),
                 reason="network",
             )
-        connection.execute(f"PRAGMA synchronous={'FULL' if durable == 'power' else 'NORMAL'}")
+        if durable == "power":
+            connection.execute("PRAGMA synchronous=FULL")
 
 
-def _switched_to_log(connection: Connection) -> str:
-    """Return the mode that a database has after the attempt."""
-    until = _clock.monotonic() + _PATIENCE
-    while True:
-        try:
-            (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
-        except sqlite3.OperationalError as error:
-            # Two who switch it at once do not wait for each other by themselves.
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or _clock.monotonic() > until:
-                raise
-            _clock.sleep(0.005)
-        else:
-            return str(mode)
+def bound_write_ahead_log(connection: Connection, path: Path) -> bool:
+    """Have a log that has grown long written back now and then; return whether it is from now on.
+
+    What is written back, and what then overwrites the log, has to wait for the disk: a state of which only a
+    part was written would be none.
+    """
+    if os.stat(f"{path}-wal").st_size < _LONG_LOG:  # noqa: PTH116 - after each transaction
+        return False
+    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("PRAGMA wal_autocheckpoint=1000")
+    return True
 
 
 def use_rollback_journal(connection: Connection, path: Path, durable: Durable) -> None:
@@ -128,7 +133,6 @@ def leave_write_ahead_log(connection: Connection, *, waits_for_disk: bool) -> No
         if not waits_for_disk:
             connection.execute("PRAGMA synchronous=OFF")
         connection.execute("PRAGMA busy_timeout=100")
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.execute("PRAGMA journal_mode=DELETE")
 
 
@@ -231,7 +235,7 @@ def schema_version(connection: Connection, path: Path, component: str, newest: i
 # -- what an error means
 
 _MEANINGS = {
-    sqlite3.SQLITE_FULL: ("full", "there is no space left for {path}; free some, then resume"),
+    sqlite3.SQLITE_FULL: ("full", "there is no space left for {path}; free some, then try again"),
     sqlite3.SQLITE_READONLY: ("readonly", "{path} or its directory cannot be written"),
     sqlite3.SQLITE_PERM: ("readonly", "{path} may not be written"),
     sqlite3.SQLITE_CANTOPEN: ("readonly", "{path} cannot be opened or created"),
@@ -263,7 +267,9 @@ def translated(path: Path) -> Iterator[None]:
         raise JournalError(f"{path} is closed here ({error})", path=str(path), reason="closed") from error
     except sqlite3.Error as error:
         # A text that is no text has no code of its own.
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+        # The write-ahead log's index did not find room.
+        code = sqlite3.SQLITE_FULL if code == sqlite3.SQLITE_IOERR_SHMSIZE else code & 0xFF
         raise _meaning(path, code, error) from error
     except OSError as error:
         raise meaning_of(path, error) from error

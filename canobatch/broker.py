@@ -45,7 +45,7 @@ class Thing(Protocol):
         """Perform an operation."""
 
     def watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
-        """Call ``watcher`` whenever a ticket was given back; returns how to stop that."""
+        """Call ``watcher`` when there may be a ticket; returns how to stop that."""
 
 
 # -- at home
@@ -65,7 +65,9 @@ class _Link:
     def __init__(self, sock: socket.socket, holder: _Holder) -> None:
         self.sock = sock
         self.holder = holder
+        #: What it waits for, and its turn there.
         self.waits_for: Thing | None = None
+        self.turn = 0
 
 
 class Broker:
@@ -75,7 +77,7 @@ class Broker:
         self.address = address
         self._links: dict[int, _Link] = {}
         self._holders: dict[int, _Holder] = {}
-        #: Those that wait for a ticket, the first to come first.
+        #: Those that wait for a ticket.
         self._waiting: dict[_Link, None] = {}
         self._watched: dict[Thing, Callable[[], None]] = {}
         self._must_stop = False
@@ -172,11 +174,11 @@ class Broker:
         elif operation == _WAIT:
             if thing not in self._watched:
                 self._watched[thing] = thing.watch(self._wake)
-            link.waits_for = thing
+            link.waits_for, link.turn = thing, thing.ask("stand_in_line", 0)
             self._waiting[link] = None
         elif operation == _STOP_WAITING:
             if link in self._waiting:
-                del self._waiting[link]
+                self._leave_line(link)
                 self._answer(link, None)
         elif operation in thing.operations:
             self._perform(link, thing, operation, args)
@@ -197,11 +199,16 @@ class Broker:
         for link in list(self._waiting):
             thing = link.waits_for
             assert thing is not None
-            ticket = thing.ask("admit")
+            ticket = thing.ask("admit", link.turn)
             if ticket is not None:
                 del self._waiting[link]
                 link.holder.tickets[thing, ticket] = None
                 self._answer(link, ticket)
+
+    def _leave_line(self, link: _Link) -> None:
+        del self._waiting[link]
+        assert link.waits_for is not None
+        link.waits_for.ask("leave_line", link.turn)
 
     def _answer(self, link: _Link, answer: Any) -> None:
         message = (False, pickle.dumps(answer)) if isinstance(answer, CanobatchError) else (True, answer)
@@ -215,7 +222,8 @@ class Broker:
         """A connection has ended; with the last of a process, what it held returns."""
         if self._links.pop(link.sock.fileno(), None) is None:
             return
-        self._waiting.pop(link, None)
+        if link in self._waiting:
+            self._leave_line(link)
         with suppress(OSError):
             self._epoll.unregister(link.sock)
         link.sock.close()

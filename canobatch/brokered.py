@@ -20,13 +20,18 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
+#: Operations after which others may get what they wait for.
+_NEWS = frozenset({"give_back", "leave_line"})
+
+
 class Brokered:
     """Base of what has one home and is used from every process.
 
     A method named in ``operations`` takes ``now``, seconds of the home's monotonic clock, as its last argument,
     and runs at home under the lock; what it takes and returns are plain data. ``admit`` returns a ticket, a
-    number, or None; the ticket is the caller's until ``give_back(ticket, outcome, now)``. ``take`` returns None,
-    or the seconds after which to ask again and who says so.
+    number, or None; the ticket is the caller's until ``give_back(ticket, outcome, now)``. What can be waited for
+    has a line of turns, to stand in at home only. ``take`` returns None, or the seconds after which to ask again
+    and who says so.
     """
 
     operations: ClassVar[frozenset[str]] = frozenset()
@@ -52,28 +57,30 @@ class Brokered:
             return broker.links.ask(self._home, operation, args)
         with _lock:
             answer = getattr(self, operation)(*args, _clock.monotonic())
-        if operation == "give_back":
+        if operation in _NEWS:
             self.tell_watchers()
         return answer
 
     def admit_within(self, timeout: float | timedelta | None) -> int | None:
-        """Wait for a ticket; None when ``timeout`` seconds have passed."""
+        """Wait in line for a ticket; None when ``timeout`` seconds have passed."""
         deadline = None if timeout is None else _clock.monotonic() + _clock.as_seconds(timeout)
         if self._home is not None:
             return broker.links.wait(self._home, deadline)
         # Not an event, which a finalizer could not set everywhere.
         news: queue.SimpleQueue[None] = queue.SimpleQueue()
         forget = self.watch(lambda: news.put(None))
+        turn = self.ask("stand_in_line", 0)
+        ticket: int | None = None
         try:
-            while True:
-                ticket: int | None = self.ask("admit")
-                if ticket is not None:
-                    return ticket
+            while (ticket := self.ask("admit", turn)) is None:
                 news.get(timeout=None if deadline is None else _clock.time_left(deadline))
         except queue.Empty:
-            return None
+            pass
         finally:
             forget()
+            if ticket is None:
+                self.ask("leave_line", turn)
+        return ticket
 
     def take_within(self, cost: Any, timeout: float | timedelta | None) -> tuple[float, str] | None:
         """Ask until ``take`` has taken ``cost``; return its refusal as soon as ``timeout`` cannot be kept."""
@@ -85,12 +92,12 @@ class Brokered:
             _clock.sleep(refusal[0])
 
     def watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
-        """Call ``watcher`` whenever a ticket was given back; returns how to stop that. At home only."""
+        """Call ``watcher`` when there may be a ticket; returns how to stop that. At home only."""
         self._watchers.append(watcher)
         return lambda: self._watchers.remove(watcher)
 
     def tell_watchers(self) -> None:
-        """A ticket was given back."""
+        """A ticket was given back, or somebody has left the line."""
         for watcher in tuple(self._watchers):
             watcher()
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from canobatch.errors import ConfigurationError
 from canobatch.join import JoinConfig
-from canobatch.models import BatchTask, CompensatableTask, Model, StreamTask, model_problems
+from canobatch.models import BatchTask, CompensatableTask, StreamTask
+from canobatch.models.base import Model
+from canobatch.models.check import model_problems
 from canobatch.task import Task, TaskConfig, arity_problem, config_of, entry_point, task_name
 
 #: Seconds for the roll-back of a run with a total timeout, where nothing else is said.
@@ -332,9 +334,7 @@ class Definition:
         return found
 
     def _named_states(self, task: Any) -> list[Any]:
-        phases = [getattr(task, phase) for phase in task.PHASES] if isinstance(task, Model) else [entry_point(task)]
-        functions = [inspect.unwrap(getattr(phase, "__func__", phase)) for phase in phases]
-        codes = [function.__code__ for function in functions if hasattr(function, "__code__")]
+        codes = [function.__code__ for function in functions_of(task) if hasattr(function, "__code__")]
         names = {name for code in codes for name in (*code.co_names, *code.co_freevars)}
         constants = {each for code in codes for each in code.co_consts if is_hashable(each)}
         states = dict.fromkeys([*self.handlers, *self.exits])
@@ -344,6 +344,12 @@ class Definition:
             if (isinstance(s, Enum) and s.name in names and type(s).__name__ in names)
             or (not isinstance(s, Enum) and s in constants)
         ]
+
+
+def functions_of(task: Any) -> list[Any]:
+    """Return the functions that make up a task: its own, or those of its phases."""
+    phases = [getattr(task, phase) for phase in task.PHASES] if isinstance(task, Model) else [entry_point(task)]
+    return [inspect.unwrap(getattr(phase, "__func__", phase)) for phase in phases]
 
 
 def _node(state: Any) -> str:

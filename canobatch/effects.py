@@ -103,6 +103,7 @@ def pack(value: Any, place: Place | None = None) -> Data:
 
 
 _BYTES = (bytes, bytearray, memoryview)
+_DATA = (Placed, *_BYTES)
 #: What is never large.
 _SMALL = frozenset({bool, int, float})
 #: What is a pickle with a few bytes around it.
@@ -270,7 +271,7 @@ def with_data(value: Any, change: Callable[[Any], Any]) -> Any:
         return value._replace(data=change(value.data))
     if isinstance(value, tuple):
         return tuple(with_data(part, change) for part in value)
-    return change(value) if isinstance(value, Placed | bytes | bytearray | memoryview) else value
+    return change(value) if isinstance(value, _DATA) else value
 
 
 #: Operations are plain tuples, so that they cross without a pickle of their own:

@@ -338,7 +338,8 @@ class Semaphore(Brokered):
 
     By hand: ``with semaphore.acquire(): ...``, in any process. As ``JoinConfig(bulkhead=semaphore)`` it is asked,
     in the parent, before a branch is sent. A place returns when its permit is given back or dropped, and when
-    the process that holds it dies.
+    the process that holds it dies. Who came first gets the next place: threads and tasks that wait, and splits,
+    each of which stands in line once for all of its branches. Who would not wait passes none of them.
 
     Args:
         n: How many.
@@ -362,6 +363,8 @@ class Semaphore(Brokered):
         self.n = n
         self._tickets = itertools.count(1)
         self._held: set[int] = set()
+        #: The turns of those that wait, the first to come first.
+        self._line: dict[int, None] = {}
 
     # -- by hand
 
@@ -380,8 +383,12 @@ class Semaphore(Brokered):
         return Permit(self, ticket)
 
     def try_acquire(self) -> Permit | None:
-        """Return a permit if a place is free now, else None."""
-        ticket = self.ask("admit")
+        """Return a permit if a place is free now and nobody waits for it, else None."""
+        return self.try_in_turn(0)
+
+    def try_in_turn(self, turn: int) -> Permit | None:
+        """Return a permit if a place is free now for who has this turn (0: none), else None."""
+        ticket = self.ask("admit", turn)
         return None if ticket is None else Permit(self, ticket)
 
     @property
@@ -392,10 +399,24 @@ class Semaphore(Brokered):
 
     # -- decisions
 
-    def admit(self, _now: float) -> int | None:
-        """Give a place away and return its ticket; None when there is none."""
-        if len(self._held) >= self.n:
+    def stand_in_line(self, turn: int, _now: float) -> int:
+        """Return this turn if it still waits, else a new one behind all others; `admit` or `leave_line` ends it."""
+        if turn in self._line:
+            return turn
+        turn = next(self._tickets)
+        self._line[turn] = None
+        return turn
+
+    def leave_line(self, turn: int, _now: float) -> None:
+        """Take back a turn; one that has ended is fine."""
+        self._line.pop(turn, None)
+
+    def admit(self, turn: int, _now: float) -> int | None:
+        """Give a place away and return its ticket; None when there is none for who has this turn (0: none)."""
+        free = self.n - len(self._held)
+        if len(self._line) >= free and turn not in itertools.islice(self._line, free):
             return None
+        self._line.pop(turn, None)
         ticket = next(self._tickets)
         self._held.add(ticket)
         return ticket

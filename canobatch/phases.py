@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from canobatch.effects import describe_error, dumps, loads
 from canobatch.errors import CompensationError, PayloadError, TaskError
-from canobatch.models import CompensatableTask, Model, perform
+from canobatch.models import CompensatableTask
+from canobatch.models.base import Model, perform
 from canobatch.task import bound_call
 
 if TYPE_CHECKING:

@@ -89,13 +89,14 @@ class Charge:
 class Segment:
     """A segment that this process owns; its bytes are given up when it is dropped."""
 
-    __slots__ = ("__weakref__", "_charge", "_home", "_size", "_uid")
+    __slots__ = ("__weakref__", "_charge", "_home", "_size", "_uid", "_view")
 
     def __init__(self, home: _shm.Home, size: int, uid: bytes, charge: Charge | None) -> None:
         self._home: _shm.Home | None = home
         self._size = size
         self._uid = uid
         self._charge = charge
+        self._view: weakref.ref[memoryview] | None = None
         _owned.add(self)
 
     @property
@@ -107,8 +108,12 @@ class Segment:
         return home.path, home.offset, self._size, self._uid
 
     def view(self) -> memoryview:
-        """Map it, read-only; the mapping outlives the segment."""
-        return _map(self.address, self._charge)
+        """Return its bytes, read-only; the mapping outlives the segment, and is the same while anybody has it."""
+        view = None if self._view is None else self._view()
+        if view is None:
+            view = _map(self.address, self._charge)
+            self._view = weakref.ref(view)
+        return view
 
     def abandon(self) -> None:
         """In a forked child: leave it to the parent."""

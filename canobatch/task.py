@@ -396,7 +396,9 @@ def arity_problem(fn: Callable[..., Any], accepted: tuple[int, ...], words: str 
     if fitting_arity(signature, accepted) is not None:
         return None
     wanted = words or " or ".join({0: "no argument", 1: "(ctx)", 2: "(ctx, item)"}[n] for n in accepted)
-    return f"{getattr(fn, '__qualname__', fn)}{signature} must take {wanted}"
+    is_of_item = words is None and accepted == (2,) and _can_take(signature, 1)
+    cure = "; what takes the item alone is given as lambda ctx, item: f(item)" if is_of_item else ""
+    return f"{getattr(fn, '__qualname__', fn)}{signature} must take {wanted}{cure}"
 
 
 def fitting_arity(signature: inspect.Signature, accepted: tuple[int, ...]) -> int | None:

@@ -173,7 +173,8 @@ class Worker:
 
     def _drop(self, opened: Any) -> None:
         if isinstance(opened, WorkerResources):
-            self._equipment.remove(opened)
+            # Not by equality: a mapping's looks at what is in it.
+            self._equipment = [each for each in self._equipment if each is not opened]
             opened.close()
 
     def _layers(self, names: tuple[int, ...]) -> Layers:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 from typing import Any
 
 import click
 
-from canobatch.cli.command import Command, colour, home_option
+from canobatch.cli import exits
+from canobatch.cli.command import Command, Failure, colour, failure_of, home_option
+from canobatch.cli.streams import prepare_streams
 
 #: Name of a command: what it does. Its module has its name, and in that a command of that name.
 COMMANDS = {
@@ -60,6 +63,20 @@ _MODULES = {
 class Launcher(click.Group):
     """The group of all commands; it knows their names without importing them."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the command line; a Ctrl-C is told like one later on."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            raise Failure("interrupted", exits.INTERRUPTED) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Import a command and run it."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Failure("interrupted", exits.INTERRUPTED) from error
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names, in the order of the help."""
         return [*(name for part in COMMANDS.values() for name in part), *super().list_commands(ctx)]
@@ -110,8 +127,10 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     epilog="TARGET is package.module:attribute, package.module when it holds one workflow, or path/to/file.py with or "
     "without :attribute; the attribute is a workflow or a function that makes one. Every option can be given as "
     "an environment variable: CANOBATCH_RUN_JOBS=4 is canobatch run --jobs 4.\n\n"
+    "A DURATION is a number of seconds, or such as 1.5h or 1m30s; a SIZE a number of bytes, or such as 512M or 2G.\n\n"
     "Exit codes: 0 done, 1 the run failed, 2 wrong usage, 3 the target cannot be loaded or is not valid, 5 the run "
-    "failed and so did its rollback, 6 timed out, 75 busy, 130 interrupted, 143 terminated.",
+    "failed and so did its rollback, 6 timed out, 75 busy, 130 interrupted, "
+    "141 nobody reads the results, 143 terminated.",
 )
 @home_option
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show it.")
@@ -126,4 +145,11 @@ def app(ctx: click.Context) -> None:
 
 def main(args: list[str] | None = None) -> Any:
     """Run the command line and exit; the console script ``canobatch``."""
-    return app.main(args, prog_name="canobatch")
+    prepare_streams()
+    try:
+        return app.main(args, prog_name="canobatch")
+    except OSError as error:
+        # A help for which there is no room.
+        failure = failure_of(error)
+        failure.show()
+        sys.exit(failure.exit_code)

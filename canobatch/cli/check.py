@@ -10,7 +10,7 @@ import click
 from canobatch.cli import exits
 from canobatch.cli.command import Option, command, home_option, json_option, say, target_argument
 from canobatch.cli.streams import data_stream
-from canobatch.errors import TargetError
+from canobatch.errors import ResourceError, TargetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +58,7 @@ def check_command(ctx: click.Context, target: str, initials: tuple[str, ...], as
     if problems:
         say(f"{target}: {len(problems)} problem{'s' if len(problems) > 1 else ''}")
         ctx.exit(exits.BAD_TARGET)
-    say(f"{target}: {', '.join(names)}: no problems")
+    say(f"{target}: no problems (checked: {', '.join(names)})")
 
 
 def _check(target: str, initials: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -139,8 +139,15 @@ def _problems_of(workflow: Workflow, starts: set[Any] | None, initials: tuple[st
         yield from _params_problems(definition.params)
     for state in dict.fromkeys([*definition.handlers, *definition.exits]):
         yield from _state_problems(state)
+    launcher_only = []
+    try:
+        launcher_only = [key for key, data in workflow.resources.packed().items() if data is None]
+    except ResourceError as error:
+        yield str(error)
     for state, handler in definition.handlers.items():
-        yield from (f"state {label(state)}: {text}" for text in _handler_problems(definition, handler))
+        tasks = _sent_tasks(definition, handler)
+        found = [*_pickling_problems(handler, tasks), *_resource_problems(launcher_only, tasks)]
+        yield from (f"state {label(state)}: {text}" for text in dict.fromkeys(found))
 
 
 def _params_problems(declared: type) -> Iterator[str]:
@@ -172,25 +179,39 @@ def _state_problems(state: Any) -> Iterator[str]:
         yield problem
 
 
-def _handler_problems(definition: Definition, handler: Handler) -> Iterator[str]:
-    """Return what of a handler cannot be sent to workers. A task that stays in the parent needs not."""
-    from canobatch.cli.pickling import problem_of  # noqa: PLC0415
+def _sent_tasks(definition: Definition, handler: Handler) -> list[Any]:
+    """Return the tasks of a state that are sent to workers. One that stays in the parent is not."""
     from canobatch.definition import Map, Single  # noqa: PLC0415
+
+    if isinstance(handler, Single):
+        return [] if definition.config_of(handler, handler.task).where == "parent" else [handler.task]
+    if isinstance(handler, Map):
+        return [handler.fn]
+    return [] if callable(handler.tasks) else handler.tasks[:_TRIED]
+
+
+def _pickling_problems(handler: Handler, tasks: list[Any]) -> Iterator[str]:
+    from canobatch.cli.pickling import problem_of  # noqa: PLC0415
     from canobatch.task import task_name  # noqa: PLC0415
 
-    parts: list[tuple[Any, str]] = []
-    if isinstance(handler, Single):
-        if definition.config_of(handler, handler.task).where != "parent":
-            parts.append((handler.task, task_name(handler.task)))
-    elif isinstance(handler, Map):
-        parts.append((handler.fn, task_name(handler.fn)))
-        if isinstance(handler.items, list | tuple):
-            parts += [(item, f"item {index}") for index, item in enumerate(handler.items[:_TRIED])]
-    elif not callable(handler.tasks):
-        parts += [(task, task_name(task)) for task in handler.tasks[:_TRIED]]
-    told: set[str] = set()
+    parts = [(task, task_name(task)) for task in tasks]
+    items = getattr(handler, "items", None)
+    if isinstance(items, list | tuple):
+        parts += [(item, f"item {index}") for index, item in enumerate(items[:_TRIED])]
     for part, name in parts:
         problem = problem_of(part, name)
-        if problem is not None and problem not in told:
-            told.add(problem)
+        if problem is not None:
             yield problem
+
+
+def _resource_problems(launcher_only: list[Any], tasks: list[Any]) -> Iterator[str]:
+    from canobatch.cli.lookups import keys_asked_for  # noqa: PLC0415
+    from canobatch.task import task_name  # noqa: PLC0415
+
+    for task in tasks if launcher_only else ():
+        for key in keys_asked_for(task):
+            if key in launcher_only:
+                yield (
+                    f'{task_name(task)} runs in a worker, but asks for resource {key!r}, which has scope="run" and '
+                    'lives in the launcher; use scope="worker", or TaskConfig(where="parent") for a single task'
+                )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
 _VERBOSE = "canobatch.verbose"
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
 class Failure(click.ClickException):
@@ -73,6 +75,8 @@ class Command(click.Command):
         except BrokenPipeError:
             stop_writing()
             ctx.exit(exits.UNREAD)
+        except OSError as error:
+            raise failure_of(error) from error
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the examples, each on its own line."""
@@ -80,6 +84,14 @@ class Command(click.Command):
             with formatter.section("Examples"):
                 for line in self.epilog.strip().splitlines():
                     formatter.write(f"{'':>{formatter.current_indent}}{line.strip()}\n")
+
+
+def failure_of(error: OSError) -> Failure:
+    """Return what to tell of an error that nobody foresaw: mostly that standard output is full."""
+    if error.errno in _NO_ROOM and error.filename is None:
+        stop_writing()
+        return Failure(f"standard output cannot be written: {error.strerror}")
+    return Failure(str(error))
 
 
 def stop_writing() -> None:
@@ -138,17 +150,27 @@ def _keep_verbose(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.meta[_VERBOSE] = True
 
 
+class _Directory(click.Path):
+    """A directory; what is empty is mostly a shell's variable that is not set."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return its path."""
+        if value == "":
+            self.fail("'' is not a directory; write . for the current one", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def home_option(command: _F) -> _F:
     """Add ``--home``."""
     return click.option(
         "--home",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=_Directory(file_okay=False, path_type=Path),
         envvar="CANOBATCH_HOME",
         show_envvar=True,
         expose_value=False,
         is_eager=True,
         callback=_keep_home,
-        help="Where runs are remembered. Default: a directory of yours for the state of programs.",
+        help="Where runs are remembered. Default: your state directory, such as ~/.local/state/canobatch.",
     )(command)
 
 

@@ -87,7 +87,8 @@ def doctor_command(ctx: click.Context, fix: bool, as_json: bool) -> None:
 
 def _print(findings: list[Finding], left: list[Finding], facts: dict[str, Any]) -> None:
     for name, fact in facts.items():
-        click.echo(f"{name.replace('_', ' ')}: {fact}")
+        words = ", ".join(f"{count:,} {what}" for what, count in fact.items()) if isinstance(fact, dict) else fact
+        click.echo(f"{name.replace('_', ' ')}: {words or 'none'}")
     for each in findings:
         mark = click.style("left", fg="yellow") if each in left else click.style("fixed", fg="green")
         click.echo(f"{mark} {each.what}; {each.cure}", color=colour(1))
@@ -157,8 +158,7 @@ def _damaged(runs: list[RunSummary]) -> Iterator[Finding]:
 
 def _left_files(home: Home, runs: list[RunSummary]) -> Iterator[Finding]:
     known = {home.bell(run.run_id) for run in runs if run.status is RunStatus.RUNNING}
-    wake = home.directory / "wake"
-    for path in sorted(wake.iterdir()) if wake.is_dir() else ():
+    for path in sorted(path for name in ("bells", "wake") for path in (home.directory / name).glob("*")):
         if path.is_fifo() and path not in known and not _is_heard(path):
             yield Finding("stale", f"{path} is of a process that is gone", "it is removed by --fix", path.unlink)
     for run in runs:

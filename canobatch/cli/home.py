@@ -5,7 +5,7 @@
     runs/<run>/run.db         the journal's
     runs/<run>/launch.json    what it takes to go on with it: the target, where, with which settings
     output/<run>/             what its tasks printed
-    wake/run-<run>            a FIFO: a byte in it cancels the run; gone once it is heard
+    bells/<run>               a FIFO: a byte in it cancels the run; gone once it is heard
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from canobatch._locks import is_held
 from canobatch.errors import RunNotFoundError
 from canobatch.journal import SqliteJournal
 from canobatch.journal.home import name_of
-from canobatch.journal.owner import is_held
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +59,7 @@ class Home:
 
     def bell(self, run_id: str) -> Path:
         """Return the FIFO by which a run is cancelled."""
-        return self.directory / "wake" / f"run-{name_of(run_id)}"
+        return self.directory / "bells" / name_of(run_id)
 
     def is_running(self, run_id: str) -> bool:
         """Return whether a process has the run."""
@@ -86,6 +86,8 @@ class Home:
             RunNotFoundError: There is none.
             UsageError: There are several.
         """
+        if not text:
+            raise click.UsageError("RUN is empty; give an id, the beginning or end of one, or last")
         runs = self.journal.runs()
         exact = [run for run in runs if run.run_id == text] or (runs[:1] if text == "last" else [])
         found = exact or [run for run in runs if run.run_id.startswith(text) or run.run_id.endswith(text)]
@@ -106,11 +108,13 @@ class Bell:
     def __init__(self, path: Path) -> None:
         self._path = path
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # It may be left of a life that was killed.
-        path.unlink(missing_ok=True)
-        os.mkfifo(path, 0o600)
+        unseen = path.with_name(f".{path.name}")
+        unseen.unlink(missing_ok=True)
+        os.mkfifo(unseen, 0o600)
         # For writing too: so that it is never at its end.
-        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._fd = os.open(unseen, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        # Whoever finds it finds somebody who hears it; one that is there was left by a life that was killed.
+        unseen.rename(path)
 
     def has_rung(self) -> bool:
         """Return whether somebody wants the run cancelled; says so to whoever rang."""

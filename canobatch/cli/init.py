@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import keyword
+import sys
 from pathlib import Path
 
 import click
@@ -38,7 +40,7 @@ class State(Enum):
 
 @dataclass
 class Params:
-    """The parameters of a run, such as -p texts=20; they are checked before anything runs."""
+    """How many texts there are, and how unevenly long they take; checked before anything runs."""
 
     texts: int = 8
     jitter: float = 0.1
@@ -91,14 +93,20 @@ workflow = (
 def init_command(name: str) -> None:
     """Write NAME.py (default: batch.py), a small workflow that runs."""
     path = Path(name if name.endswith(".py") else f"{name}.py")
-    if not path.stem.isidentifier():
+    if not path.stem.isidentifier() or keyword.iskeyword(path.stem):
         raise click.UsageError(f"{path.stem!r} cannot be imported as a module; choose a name such as my_batch")
+    if path.stem in sys.stdlib_module_names or path.stem == "canobatch":
+        raise click.UsageError(
+            f"{path.stem!r} would hide the module of that name; choose a name such as my_{path.stem}"
+        )
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(TEMPLATE.format(name=path.stem, file=path))
     except FileExistsError:
         raise click.UsageError(f"{path} exists; choose another name, nothing was written") from None
     except OSError as error:
+        # Half a file is worse than none.
+        path.unlink(missing_ok=True)
         raise Failure(f"cannot write {path}: {error.strerror}") from error
     click.echo(path)
     say(f"written; try: canobatch check {path}; canobatch run {path}")

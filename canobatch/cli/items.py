@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from canobatch.observe import Event
 
 _CHUNK = 1 << 16
+#: Characters of an input that are kept for messages.
+_KEPT = 100
 
 
 class BadLineError(ValueError):
@@ -38,6 +40,8 @@ class Items:
         self._stream = stream
         self._is_json = is_json
         self._open: dict[int, str] = {}
+        #: A mark for each branch that an earlier life of the run accepted: it will not end again.
+        self._done = bytearray()
         self.count = 0
 
     def __iter__(self) -> Iterator[Any]:
@@ -57,7 +61,8 @@ class Items:
                     raise BadLineError(f"line {number} is not JSON: {error}") from error
             else:
                 item = text
-            self._open[self.count] = one_line(text)
+            if not (self.count < len(self._done) and self._done[self.count]):
+                self._open[self.count] = text[:_KEPT]
             self.count += 1
             yield item
 
@@ -92,8 +97,13 @@ class Items:
         # A file is always ready.
         return bool(select.select([descriptor], [], [], timeout)[0])
 
+    def done_before(self, index: int) -> None:
+        """Take note of a branch that is not run again; told before its input is read."""
+        self._done.extend(bytes(max(0, index + 1 - len(self._done))))
+        self._done[index] = 1
+
     def ended(self, index: int) -> str:
-        """Return what a branch was given, and forget it."""
+        """Return the beginning of what a branch was given, and forget it."""
         return self._open.pop(index, "")
 
 
@@ -106,6 +116,8 @@ class Failures:
 
     def on_event(self, event: Event) -> None:
         """Take one event."""
+        if event.kind == "branch_kept" and event.branch is not None:
+            self._items.done_before(event.branch)
         if event.kind not in ("branch_finished", "branch_killed") or event.branch is None:
             return
         given = self._items.ended(event.branch)
@@ -113,7 +125,7 @@ class Failures:
         if status in {"failed", "timed_out", "lost"}:
             error = getattr(event.detail, "error", None)
             why = "" if error is None else f": {one_line(_words(error), 300)}"
-            self._untold.append(f"input {event.branch + 1} ({given}) {status.replace('_', ' ')}{why}")
+            self._untold.append(f"input {event.branch + 1} ({one_line(given)}) {status.replace('_', ' ')}{why}")
 
     def tell(self, note: Callable[[str], None]) -> None:
         """Tell what has not been told."""
@@ -135,7 +147,8 @@ class Output:
     def __init__(self, stream: IO[str], *, is_json: bool) -> None:
         self._stream = stream
         self._is_json = is_json
-        self.is_broken = False
+        #: Why nothing can be written any more.
+        self.error: OSError | None = None
         self.is_terminal = stream.isatty()
 
     def write(self, count: int, value: Any) -> int:
@@ -145,18 +158,19 @@ class Output:
         text = value if isinstance(value, str) and not self._is_json else _dump(value)
         try:
             self._stream.write(f"{text}\n")
-        except BrokenPipeError:
-            self.is_broken = True
+        except OSError as error:
+            self.error = error
+            # A run whose results are not written has not come to its end.
             raise
         return count + 1
 
     def flush(self) -> None:
         """Let readers see what there is."""
-        if not self.is_broken:
+        if self.error is None:
             try:
                 self._stream.flush()
-            except BrokenPipeError:
-                self.is_broken = True
+            except OSError as error:
+                self.error = error
 
 
 def _dump(value: Any) -> str:

@@ -6,8 +6,9 @@ import os
 import queue
 import signal
 import threading
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -19,13 +20,14 @@ from canobatch.cli.command import Failure, colour, say
 from canobatch.cli.home import Bell
 from canobatch.cli.progress import Progress
 from canobatch.cli.records import show_records
+from canobatch.cli.streams import leave_terminal
 from canobatch.cli.view import make_view
 from canobatch.errors import CanobatchError, RunCancelledError
 from canobatch.pool import WorkerPool
 from canobatch.workflow import new_run_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from canobatch.cli.home import Home, LaunchRecord
@@ -113,8 +115,9 @@ def follow(
         except _SecondSignal as second:
             _die(second.number, view, pool, run.id)
         finally:
-            if view is not None:
-                view.close()
+            with _unseen():
+                if view is not None:
+                    view.close()
     try:
         run.wait()
     except Exception as error:  # noqa: BLE001 - told to the user
@@ -138,6 +141,15 @@ def _settle_in(run: Run, pool: WorkerPool, settings: Settings, stack: ExitStack)
     return bell
 
 
+@contextmanager
+def _unseen() -> Iterator[None]:
+    """Let a run go on whose terminal is gone."""
+    try:
+        yield
+    except OSError:
+        leave_terminal()
+
+
 class _SecondSignal(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -159,13 +171,19 @@ def _until_ended(
         try:
             number = told.get(timeout=0.5 if view is None else view.interval)
         except queue.Empty:
-            tick()
-            if view is not None:
-                view.update()
+            with _unseen():
+                tick()
+                if view is not None:
+                    view.update()
             continue
         if number == 0:
             return first
-        if first is not None:
+        if number == signal.SIGHUP:
+            # The kernel and the shell both tell of a terminal that is gone; nothing can be written there any more.
+            leave_terminal()
+            if first is not None:
+                continue
+        elif first is not None:
             raise _SecondSignal(number)
         first = number
         reason = _REASONS[signal.Signals(number)]
@@ -213,8 +231,8 @@ class Settings:
         if self.home is not None and workflow.journal is None:
             workflow.with_journal(self.home.journal)
 
-    def limits(self, run_id: str) -> dict[str, Any]:
-        """Return what is said of every run that is launched; what its tasks print is kept where it is remembered."""
+    def start(self, start: Callable[..., Run], run_id: str, **more: Any) -> Run:
+        """Start a run as every run that is launched; what its tasks print is kept where it is remembered."""
         output = None
         if self.home is not None:
             output = self.home.output(run_id)
@@ -223,22 +241,30 @@ class Settings:
             except OSError as error:
                 what = f"the home {self.home.directory} cannot be used: {error.strerror}; give another with --home"
                 raise Failure(what) from error
-        return {"where": "worker", "timeout": self.timeout, "output": output}
+        try:
+            return start(run_id=run_id, where="worker", timeout=self.timeout, output=output, **more)
+        except BaseException:
+            if output is not None:
+                # There is nothing in it if the run has not begun.
+                with suppress(OSError):
+                    output.rmdir()
+            raise
 
 
-def launch(workflow: Workflow, state: Any, params: Any, data: IO[str], settings: Settings) -> None:
-    """Run a workflow from a state and report it to ``data``.
+def launch(
+    workflow: Workflow, state: Any, params: Any, data: IO[str], settings: Settings, run_id: str | None = None
+) -> None:
+    """Run a workflow from a state and report it to ``data``; without an id the run gets a new one.
 
     Raises:
         Failure: It did not reach an exit state.
     """
     settings.prepare(workflow)
-    run_id = new_run_id()
+    run_id = run_id or new_run_id()
 
     def start(token: CancelToken, pool: WorkerPool, observers: Sequence[Observer]) -> Run:
-        return workflow.start(
-            state, pool=pool, run_id=run_id, params=params, cancel=token, observers=observers, **settings.limits(run_id)
-        )
+        begin = partial(workflow.start, state, params=params)
+        return settings.start(begin, run_id, pool=pool, cancel=token, observers=observers)
 
     run_to_end(workflow.name, start, data, settings)
 
@@ -248,7 +274,7 @@ def relaunch(workflow: Workflow, run_id: str, data: IO[str], settings: Settings)
     settings.prepare(workflow)
 
     def start(token: CancelToken, pool: WorkerPool, observers: Sequence[Observer]) -> Run:
-        return workflow.start_resume(run_id, pool=pool, cancel=token, observers=observers, **settings.limits(run_id))
+        return settings.start(workflow.start_resume, run_id, pool=pool, cancel=token, observers=observers)
 
     run_to_end(workflow.name, start, data, settings)
 
@@ -279,7 +305,9 @@ def run_to_end(
 def _announce(run_id: str, data: IO[str], *, as_json: bool) -> None:
     if as_json:
         say(f"run {run_id}")
-    else:
+        return
+    # A run does not depend on who reads this; at its end it is told if nobody can.
+    with suppress(OSError):
         click.echo(f"run {run_id}", file=data)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
+import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -14,7 +17,7 @@ from canobatch.cli.command import Failure, Option, command, home_option, say, st
 from canobatch.cli.params import seconds
 from canobatch.cli.place import home_of
 from canobatch.cli.streams import data_stream
-from canobatch.cli.text import duration
+from canobatch.cli.text import duration, one_line
 from canobatch.cli.types import DURATION, SIZE, Read
 from canobatch.errors import ConfigurationError, JoinError
 
@@ -34,19 +37,24 @@ if TYPE_CHECKING:
 def _read_join(text: str) -> tuple[str, Any]:
     """Return the kind and the number of ``all``, ``any``, ``quorum=3``, ``percentage=90``, ``deadline=10m``."""
     kind, _, number = text.partition("=")
+    found: float | None
     if kind in ("all", "any") and not number:
         return kind, None
     if kind == "quorum":
-        return kind, int(number)
-    if kind == "percentage":
+        found, most = int(number), math.inf
+    elif kind == "percentage":
         share = float(number.removesuffix("%"))
-        return kind, share / 100 if number.endswith("%") or share > 1 else share
-    if kind == "deadline":
-        return kind, seconds(number)
-    raise ValueError
+        found, most = share / 100 if number.endswith("%") or share > 1 else share, 1.0
+    elif kind == "deadline":
+        found, most = seconds(number), sys.float_info.max
+    else:
+        raise ValueError
+    if not 0 < found <= most:
+        raise ValueError
+    return kind, found
 
 
-_JOIN = Read("join", _read_join, "one of all, any, quorum=N, percentage=P, deadline=S")
+_JOIN = Read("join", _read_join, "one of all, any, quorum=3, percentage=90, deadline=10m")
 
 
 @command(
@@ -69,7 +77,7 @@ _JOIN = Read("join", _read_join, "one of all, any, quorum=N, percentage=P, deadl
     help="Where the inputs come from, one a line. Default: -, standard input.",
 )
 @click.option("--jsonl", is_flag=True, help="Inputs and outputs are JSON, one value a line.")
-@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Worker processes. Default: one per core.")
+@click.option("-j", "--jobs", metavar="N", type=click.IntRange(min=1), help="Worker processes. Default: one per core.")
 @click.option(
     "--join",
     type=_JOIN,
@@ -78,7 +86,10 @@ _JOIN = Read("join", _read_join, "one of all, any, quorum=N, percentage=P, deadl
     help="What has to succeed: all, any, quorum=N, percentage=P, or as much as can be done by deadline=S. The rest "
     "is killed.",
 )
-@click.option("--retries", type=click.IntRange(min=0), default=0, help="How often to try again what failed.")
+@click.option("--fail-fast", is_flag=True, help="Kill the rest as soon as the join can no longer be met.")
+@click.option(
+    "--retries", metavar="N", type=click.IntRange(min=0), default=0, help="How often to try again what failed."
+)
 @click.option("--timeout", type=DURATION, help="Kill an attempt after so long.")
 @click.option("--memory-limit", type=SIZE, help="Kill an attempt that takes more, such as 2G.")
 @click.option("--resume", is_flag=True, help="Go on with the last map of TARGET that did not end: do what is missing.")
@@ -92,6 +103,7 @@ def map_command(
     jsonl: bool,
     jobs: int | None,
     join: tuple[str, Any],
+    fail_fast: bool,
     retries: int,
     timeout: float | None,
     memory_limit: int | None,
@@ -101,13 +113,13 @@ def map_command(
     """Call the function TARGET with each line of the input, in parallel processes.
 
     Results are written in the order of the inputs, each as soon as it is final: text as it is, anything else as
-    JSON, None not at all. The function takes the line, or (ctx, line). Failures are listed on standard error; with
-    one that counts the exit code is 1.
+    JSON, None not at all. The function takes the line, or (ctx, line); what it prints is shown by canobatch logs.
+    Failures are listed on standard error; with one that counts the exit code is 1.
     """
     from canobatch.cli.home import Home, LaunchRecord  # noqa: PLC0415 - what runs is slow to import
     from canobatch.cli.launch import Settings  # noqa: PLC0415
 
-    options = MapOptions(source, jsonl, join, retries, timeout, memory_limit)
+    options = MapOptions(source, jsonl, join, retries, timeout, memory_limit, fail_fast)
     home = Home(home_of(ctx))
     again = _unfinished(home, target) if resume else None
     record = LaunchRecord("map", target, options={**asdict(options), "jobs": jobs})
@@ -124,6 +136,7 @@ class MapOptions:
     retries: int = 0
     timeout: float | None = None
     memory_limit: int | None = None
+    fail_fast: bool = False
 
 
 def run_map(
@@ -154,7 +167,7 @@ def run_map(
             settings.prepare(workflow)
             ended = _run(workflow, items, output, token, settings, again)
         output.flush()
-    _report(ctx, ended, items, output)
+        _report(ctx, ended, items, output)
 
 
 def _unfinished(home: Home, target: str) -> str | None:
@@ -190,7 +203,7 @@ def _workflow(
     )
     workflow = Workflow(f"map {target}")
     workflow.register_map(
-        _MAP, _taking_item(function, target), iter(items), _join_config(options.join, output), config=config
+        _MAP, _taking_item(function, target), iter(items), _join_config(options, output), config=config
     )
     return workflow.add_exit_state(_DONE)
 
@@ -222,10 +235,10 @@ def _taking_item(function: Callable[..., Any], target: str) -> Callable[[Any, An
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def _join_config(join: tuple[str, Any], output: Output) -> JoinConfig:
+def _join_config(options: MapOptions, output: Output) -> JoinConfig:
     from canobatch.join import JoinConfig, JoinStrategy  # noqa: PLC0415
 
-    kind, number = join
+    kind, number = options.join
     strategy = {
         "all": JoinStrategy("all"),
         "any": JoinStrategy("any"),
@@ -235,7 +248,8 @@ def _join_config(join: tuple[str, Any], output: Output) -> JoinConfig:
     }[kind]
     timeout = number if kind == "deadline" else None
     # A fold writes each value when all before it are written, and keeps none.
-    return JoinConfig(strategy, _DONE, timeout=timeout, into="written", reduce=(output.write, 0))
+    fold = (output.write, 0)
+    return JoinConfig(strategy, _DONE, timeout=timeout, into="written", reduce=fold, fail_fast=options.fail_fast)
 
 
 def _show_plan(workflow: Workflow, items: Items, data: IO[str]) -> None:
@@ -249,7 +263,7 @@ def _show_plan(workflow: Workflow, items: Items, data: IO[str]) -> None:
             continue
         given = items.ended(items.count - 1)
         if items.count <= 3:
-            click.echo(f"input {items.count}: {given}", file=data)
+            click.echo(f"input {items.count}: {one_line(given)}", file=data)
     click.echo(f"{items.count:,} inputs", file=data)
 
 
@@ -265,8 +279,11 @@ def _run(
 
     def tick(note: Callable[[str], None]) -> None:
         output.flush()
-        if output.is_broken:
+        if isinstance(output.error, BrokenPipeError):
             token.cancel("nobody reads the results")
+        elif output.error is not None:
+            # What was recorded can be written when there is room.
+            token.cancel(_unwritten(output.error), keep=True)
         failures.tell(note)
 
     with WorkerPool(settings.jobs) as pool:
@@ -274,10 +291,8 @@ def _run(
         def start(observers: Sequence[Observer]) -> Run:
             watching = (failures, *observers)
             run_id = again or new_run_id()
-            limits = settings.limits(run_id)
-            if again is not None:
-                return workflow.start_resume(run_id, pool=pool, cancel=token, observers=watching, **limits)
-            return workflow.start(_MAP, run_id=run_id, pool=pool, cancel=token, observers=watching, **limits)
+            begin = partial(workflow.start, _MAP) if again is None else workflow.start_resume
+            return settings.start(begin, run_id, pool=pool, cancel=token, observers=watching)
 
         return follow(
             start,
@@ -294,7 +309,7 @@ def _run(
 def _report(ctx: click.Context, ended: Ended, items: Items, output: Output) -> None:
     from canobatch.cli.launch import fail_if  # noqa: PLC0415
 
-    if output.is_broken:
+    if isinstance(output.error, BrokenPipeError):
         stop_writing()
         ctx.exit(exits.UNREAD)
     report = ended.run.report()
@@ -304,7 +319,15 @@ def _report(ctx: click.Context, ended: Ended, items: Items, output: Output) -> N
     parts += [f"{counts['failed']:,} failed"] if counts["failed"] else []
     parts += [f"{counts['cancelled']:,} killed or not begun"] if counts["cancelled"] else []
     say(f"{ended.run.id}: {', '.join(parts)} in {duration(report.duration)}")
+    if output.error is not None:
+        stop_writing()
+        again = f"go on with: canobatch resume {ended.run.id}" if ended.error else "run it again"
+        raise Failure(f"{_unwritten(output.error)}; make room, then {again}") from output.error
     if isinstance(ended.error, JoinError):
         what = f"{counts['failed']:,} of {items.count:,} inputs failed" if counts["failed"] else str(ended.error)
         raise Failure(what, ended.code) from ended.error
     fail_if(ended)
+
+
+def _unwritten(error: OSError) -> str:
+    return f"the results cannot be written: {error.strerror}"

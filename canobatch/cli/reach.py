@@ -23,8 +23,8 @@ _WITHOUT = frozenset({"Pending", "More"})
 _AROUND = frozenset({"Ready", "Done"})
 
 
-class _InDoubtError(Exception):
-    """What is returned cannot be told from the code."""
+class InDoubtError(Exception):
+    """It cannot be told from the code."""
 
 
 def unreachable(definition: Definition, starts: Iterable[Any]) -> list[Any]:
@@ -41,7 +41,7 @@ def unreachable(definition: Definition, starts: Iterable[Any]) -> list[Any]:
             continue
         try:
             pending += _targets(definition, handler)
-        except _InDoubtError:
+        except InDoubtError:
             return []
     return [state for state in dict.fromkeys([*definition.handlers, *definition.exits]) if state not in reached]
 
@@ -58,7 +58,7 @@ def _returned(task: Any) -> list[Any]:
     found = []
     functions = _functions(task)
     if not functions:
-        raise _InDoubtError
+        raise InDoubtError
     for function in functions:
         constant = _constant(function)
         if constant:
@@ -89,18 +89,30 @@ def _functions(task: Any) -> list[Any]:
 
 
 def _returns(function: Any) -> list[ast.expr | None]:
+    node = parsed(function)
+    if isinstance(node, ast.Lambda):
+        return [node.body]
+    return [own.value for own in _own_nodes(node) if isinstance(own, ast.Return)]
+
+
+def parsed(function: Any) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda:
+    """Return the syntax tree of a function.
+
+    Raises:
+        InDoubtError: Its source is not there, or holds several lambdas.
+    """
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError, ValueError) as error:
-        raise _InDoubtError from error
+        raise InDoubtError from error
     body = tree.body[0]
-    if not isinstance(body, ast.FunctionDef | ast.AsyncFunctionDef):
-        # A lambda in the midst of a call.
-        lambdas = [node for node in ast.walk(tree) if isinstance(node, ast.Lambda)]
-        if len(lambdas) != 1:
-            raise _InDoubtError
-        return [lambdas[0].body]
-    return [node.value for node in _own_nodes(body) if isinstance(node, ast.Return)]
+    if isinstance(body, ast.FunctionDef | ast.AsyncFunctionDef):
+        return body
+    # A lambda in the midst of a call.
+    lambdas = [node for node in ast.walk(tree) if isinstance(node, ast.Lambda)]
+    if len(lambdas) != 1:
+        raise InDoubtError
+    return lambdas[0]
 
 
 def _own_nodes(function: ast.AST) -> Iterable[ast.AST]:
@@ -129,27 +141,31 @@ def _states(node: ast.expr | None, function: Any) -> list[Any]:
             return []
         if name in _AROUND and node.args:
             return _states(node.args[0], function)
-    return [_value(node, function)]
+    return [value_of(node, function)]
 
 
-def _value(node: ast.expr, function: Any) -> Any:
-    """Return the value of a name or attribute that does not depend on the run."""
+def value_of(node: ast.expr, function: Any) -> Any:
+    """Return the value of a name or attribute that does not depend on the run.
+
+    Raises:
+        InDoubtError: It may.
+    """
     if isinstance(node, ast.Attribute):
-        owner = _value(node.value, function)
+        owner = value_of(node.value, function)
         if not inspect.ismodule(owner) and not isinstance(owner, type):
-            raise _InDoubtError
-        value = getattr(owner, node.attr, _InDoubtError)
+            raise InDoubtError
+        value = getattr(owner, node.attr, InDoubtError)
     elif isinstance(node, ast.Name):
         code = function.__code__
         if node.id in code.co_varnames:
-            raise _InDoubtError
+            raise InDoubtError
         cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=False))
         try:
             value = cells[node.id].cell_contents if node.id in cells else function.__globals__[node.id]
         except (KeyError, ValueError) as error:
-            raise _InDoubtError from error
+            raise InDoubtError from error
     else:
-        raise _InDoubtError
-    if value is _InDoubtError or not is_hashable(value):
-        raise _InDoubtError
+        raise InDoubtError
+    if value is InDoubtError or not is_hashable(value):
+        raise InDoubtError
     return value

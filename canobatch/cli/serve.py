@@ -8,21 +8,26 @@ import queue
 import signal
 import socket
 import sys
-from contextlib import suppress
+import threading
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from canobatch import _procs
 from canobatch.cli import exits, text
-from canobatch.cli.command import command, home_option, target_argument
+from canobatch.cli.command import command, home_option, is_verbose, target_argument
 from canobatch.cli.place import home_of
 from canobatch.cli.streams import data_stream
 from canobatch.cli.types import DURATION
+from canobatch.errors import CanobatchError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
     from canobatch.observe import Event
-    from canobatch.scheduler import RunningScheduler
+    from canobatch.scheduler import FlowRecord, RunningScheduler
 
 _log = logging.getLogger("canobatch.serve")
 
@@ -39,7 +44,9 @@ _NO_RELOAD = "a reload is not possible while flows run; restart instead: another
     """,
 )
 @target_argument
-@click.option("--drain", type=DURATION, default="30", help="How long what runs may take after a signal. Default: 30.")
+@click.option(
+    "--drain", type=DURATION, default="30", help="How long what runs may take after a signal. Default: 30 (seconds)."
+)
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of stderr.")
 @home_option
 @click.pass_context
@@ -48,7 +55,7 @@ def serve_command(ctx: click.Context, target: str, drain: float, log_format: str
 
     Then no run begins any more; what runs may come to its end, is cancelled and rolled back shortly before the time
     for it is over, and killed after. A second signal ends everything at once. Any number of these may serve the same
-    flows in the same home: each tick runs once. Tells systemd when it is ready.
+    flows in the same home: each tick runs once. Tells systemd when it is ready, and by its watchdog that it lives.
     """
     from canobatch.cli.home import Home  # noqa: PLC0415 - not to show a help
     from canobatch.cli.target import load_target, scheduler_kind  # noqa: PLC0415
@@ -70,11 +77,12 @@ def serve_command(ctx: click.Context, target: str, drain: float, log_format: str
             running = scheduler.start()
             notify(f"READY=1\nSTATUS={text.plural(len(scheduler), 'flow')}")
             _log.info("serving %s from %s in %s", text.plural(len(scheduler), "flow"), target, scheduler.home)
-            number = _await_signal(running, told)
-            notify("STOPPING=1")
-            if number is not None:
-                _log.info("stopping at %s; a second signal ends everything", signal.Signals(number).name)
-                running.stop(drain)
+            with _watchdog(running):
+                number = _await_signal(running, told)
+                notify("STOPPING=1")
+                if number is not None:
+                    _log.info("stopping at %s; a second signal ends everything", signal.Signals(number).name)
+                    running.stop(drain)
         _log.info("stopped")
     if number is not None:
         ctx.exit(exits.code_of_signal(number))
@@ -88,19 +96,73 @@ def _await_signal(running: RunningScheduler, told: queue.SimpleQueue[int]) -> in
     return None
 
 
+@contextmanager
+def _watchdog(running: RunningScheduler) -> Iterator[None]:
+    """Tell systemd that the scheduler lives, twice as often as asked; of one that does not answer nothing is told."""
+    microseconds, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", str(os.getpid()))
+    if not microseconds.isdigit() or not int(microseconds) or pid != str(os.getpid()):
+        yield
+        return
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(int(microseconds) / 2e6):
+            # It answers; that its home cannot be read at the moment is no reason to start it anew.
+            with suppress(CanobatchError):
+                running.list()
+            notify("WATCHDOG=1")
+
+    # Not joined: it may be waiting for a scheduler that hangs.
+    threading.Thread(target=tell, name="canobatch-watchdog", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
 class _FlowLog:
     """An observer that logs what happens to flows."""
+
+    def __init__(self) -> None:
+        self._begun: dict[str, datetime] = {}
 
     def on_event(self, event: Event) -> None:
         """Take one event."""
         record: Any = event.detail
         if event.kind == "flow_fired":
+            self._begun[record.run_id] = event.time
             _log.info("flow %s: run %s begins", record.flow, record.run_id)
         elif event.kind == "flow_skipped":
             _log.warning("flow %s: skipped: %s", record.flow, record.reason)
+        elif event.kind == "flow_ended":
+            self._log_end(event, record)
+
+    def _log_end(self, event: Event, record: FlowRecord) -> None:
+        from canobatch.definition import label  # noqa: PLC0415 - not to show a help
+        from canobatch.observe.log import level_of  # noqa: PLC0415
+
+        begun = self._begun.pop(record.run_id or "", None)
+        took = "" if begun is None else f" after {text.duration((event.time - begun).total_seconds())}"
+        how = f"completed in {label(record.state)}" if record.kind == "finished" else record.kind
+        because = f": {record.reason}" if record.reason else ""
+        _log.log(level_of(event), "flow %s: run %s %s%s%s", record.flow, record.run_id, how, took, because)
 
 
-class _JsonLines(logging.Formatter):
+class _Lines(logging.Formatter):
+    """Without the tracebacks of errors that say themselves what to do; those are for ``-v``."""
+
+    def __init__(self, *, is_verbose: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._is_verbose = is_verbose
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """Return the error, in a line if it is one of ours."""
+        error = ei[1]
+        is_short = isinstance(error, CanobatchError) and not self._is_verbose
+        return f"{type(error).__name__}: {error}" if is_short else super().formatException(ei)
+
+
+class _JsonLines(_Lines):
     """A line of JSON for each record."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -116,14 +178,14 @@ class _JsonLines(logging.Formatter):
             "message": record.getMessage(),
         }
         if record.exc_info:
-            facts["traceback"] = self.formatException(record.exc_info)
+            facts["error"] = self.formatException(record.exc_info)
         return json.dumps(facts, ensure_ascii=False)
 
 
 def _log_to_stderr(log_format: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(_JsonLines() if log_format == "json" else plain)
+    lines = _JsonLines if log_format == "json" else _Lines
+    handler.setFormatter(lines(is_verbose=is_verbose()))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 

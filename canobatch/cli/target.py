@@ -13,9 +13,11 @@ import inspect
 import pkgutil
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from canobatch.effects import first_line
 from canobatch.errors import TargetError
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def load_module(text: str) -> tuple[ModuleType, str | None]:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    is_file = place.endswith(".py") or "/" in place or Path(place).is_file()
+    is_file = place.endswith(".py") or "/" in place or _is_file(Path(place))
     return (_load_file(Path(place), text) if is_file else _load_name(place, text)), attribute or None
 
 
@@ -83,7 +85,7 @@ def load_module(text: str) -> tuple[ModuleType, str | None]:
 
 
 def _load_file(path: Path, text: str) -> ModuleType:
-    if not path.is_file():
+    if not _is_file(path):
         raise TargetError(f"there is no file {path}{_similar_file(path)}", target=text)
     if path.suffix != ".py":
         raise TargetError(f"{path} is not a Python file; its name must end in .py", target=text)
@@ -108,6 +110,12 @@ def _load_file(path: Path, text: str) -> ModuleType:
             target=text,
         )
     return _import(name, text)
+
+
+def _is_file(path: Path) -> bool:
+    with suppress(OSError):  # a name may be too long to ask
+        return path.is_file()
+    return False
 
 
 def _is_file_of(module: ModuleType, path: Path) -> bool:
@@ -137,16 +145,16 @@ def _import(name: str, text: str) -> ModuleType:
 
 def _failure(text: str, error: BaseException) -> TargetError:
     if isinstance(error, SyntaxError):
-        where = f" ({error.filename}, line {error.lineno})"
+        where = f" ({error.filename}, line {error.lineno})" if error.filename else ""
     else:
         own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
         where = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
-    what = error.msg if isinstance(error, SyntaxError) else str(error)
-    return TargetError(f"cannot load {text}: {type(error).__name__}: {what}{where}", target=text)
+    what = f"{type(error).__name__}: {error.msg}" if isinstance(error, SyntaxError) else first_line(error)
+    return TargetError(f"cannot load {text}: {what}{where}", target=text)
 
 
 def _is_machinery(filename: str) -> bool:
-    return filename.startswith("<frozen") or Path(filename).is_relative_to(Path(__file__).parent.parent)
+    return filename.startswith("<") or Path(filename).is_relative_to(Path(__file__).parent.parent)
 
 
 # -- attributes
@@ -171,6 +179,8 @@ def _as_kind(found: Any, kind: Kind, name: str, text: str) -> Any:
         made = _call(found, name, text)
         if kind.fits(made):
             return made
+        if inspect.iscoroutine(made):
+            made.close()
         raise TargetError(f"{text}: {name}() made {_describe(made)}, not a {kind.noun}", target=text)
     raise TargetError(f"{text} is {_describe(found)}, not a {kind.noun}", target=text)
 
@@ -261,9 +271,10 @@ def _did_you_mean(name: str, known: list[str]) -> str:
 
 def _similar_file(path: Path) -> str:
     parent = path.parent
-    if not parent.is_dir():
-        return f": there is no directory {parent}"
-    return _did_you_mean(path.name, [each.name for each in parent.glob("*.py")])
+    with suppress(OSError):  # as above
+        if parent.is_dir():
+            return _did_you_mean(path.name, [each.name for each in parent.glob("*.py") if each.is_file()])
+    return f": there is no directory {parent}"
 
 
 def _similar_module(name: str) -> str:

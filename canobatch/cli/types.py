@@ -31,8 +31,8 @@ class Read(_ParamType):
             return value
         try:
             return self._read(value)
-        except ValueError as error:
-            self.fail(f"{value!r} is not {self._words}{f': {error}' if str(error) else ''}", param, ctx)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is not {self._words}", param, ctx)
 
 
 def _above_zero(text: str) -> float:
@@ -47,10 +47,23 @@ def _above_zero(text: str) -> float:
 DURATION = Read("duration", _above_zero, "a duration above 0; write 90, 1.5h or 1m30s")
 
 
+def _some(text: str) -> str:
+    if not text:
+        raise ValueError
+    return text
+
+
+#: What is empty is mostly a shell's variable that is not set.
+TEXT = Read("text", _some, "a name; it must not be empty")
+
+
 def _size(text: str) -> int:
     from canobatch.cli.params import size  # noqa: PLC0415 - as above
 
-    return size(text)
+    found = size(text)
+    if found <= 0:
+        raise ValueError
+    return found
 
 
-SIZE = Read("size", _size, "a number of bytes; write 1000000, 512M or 2G")
+SIZE = Read("size", _size, "a number of bytes above 0; write 1000000, 512M or 2G")

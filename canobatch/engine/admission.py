@@ -46,8 +46,13 @@ class Pass:
 FREE = Pass([])
 
 
-def enter(config: TaskConfig, bulkhead: Semaphore | None = None) -> Pass | float:
+def enter(config: TaskConfig, bulkhead: Semaphore | None = None, turn: int = 0) -> Pass | float:
     """Return a pass, or the seconds after which to ask again; earlier, if a ticket is given back.
+
+    Args:
+        config: What says whom to ask.
+        bulkhead: Where a place is needed too.
+        turn: The caller's in its line; 0: none.
 
     Raises:
         CircuitOpenError: The breaker is open, and not to be waited for.
@@ -64,7 +69,7 @@ def enter(config: TaskConfig, bulkhead: Semaphore | None = None) -> Pass | float
             if wait > 0:
                 return wait
             if bulkhead is not None:
-                place = bulkhead.try_acquire()
+                place = bulkhead.try_in_turn(turn)
                 if place is None:
                     return math.inf if bulkhead.is_here else _FAR
                 permits.append(place)
@@ -132,6 +137,8 @@ class Turnstile:
 
     def __init__(self, bulkhead: Semaphore | None, wake: Callable[[], None]) -> None:
         self._bulkhead = bulkhead
+        #: In the bulkhead's line, while a call waits for nothing but a place.
+        self._turn = 0
         self._wake = wake
         self._lines: dict[tuple[object, ...], _Line] = {}
         self._passes: dict[Call, Pass] = {}
@@ -163,17 +170,19 @@ class Turnstile:
         for line in self._lines.values():
             while line.calls and line.due <= now and len(self._passes) < slots:
                 try:
-                    answer = enter(line.config, self._bulkhead)
+                    answer = enter(line.config, self._bulkhead, self._turn)
                 except CircuitOpenError as error:
                     yield line.calls.popleft(), error
                     continue
                 if isinstance(answer, Pass):
                     call = line.calls.popleft()
                     self._passes[call] = answer
+                    self._turn = 0  # if there was one, it has ended
                     yield call, None
                 else:
                     line.due = now + answer
         self._is_full = len(self._passes) >= slots
+        self._line_up(not self._is_full and any(line.calls and line.due == math.inf for line in self._lines.values()))
 
     @property
     def due(self) -> float | None:
@@ -193,10 +202,21 @@ class Turnstile:
         for forget in self._watched.values():
             forget()
         self._watched.clear()
+        self._line_up(False)
         for admitted in self._passes.values():
             admitted.end(None)
         self._passes.clear()
         self._lines.clear()
+
+    def _line_up(self, waits: bool) -> None:
+        """Stand in the bulkhead's line, or leave it: who is not ready to take a place holds up nobody."""
+        if self._bulkhead is None or not self._bulkhead.is_here:
+            return
+        if waits:
+            self._turn = self._bulkhead.ask("stand_in_line", self._turn)
+        elif self._turn:
+            self._bulkhead.ask("leave_line", self._turn)
+            self._turn = 0
 
     def _watch(self, thing: Brokered | None) -> None:
         if thing is not None and thing.is_here and thing not in self._watched:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from canobatch import _procs
@@ -15,7 +16,7 @@ from canobatch.task import bind_params
 
 if TYPE_CHECKING:
     from canobatch.definition import Definition
-    from canobatch.journal import Journal, Owner, Recovered
+    from canobatch.journal import Journal, Owner, Recovered, RunJournal
     from canobatch.store import Store
 
 
@@ -59,12 +60,12 @@ def resume(definition: Definition, journal: Journal, run_id: str, store: Store) 
         CanobatchError: It ended for good; what it ended with.
     """
     present = made_with()
-    run, recovered = journal.take_over(run_id, workflow=definition.name, version=definition.version, made_with=present)
+    run, recovered = journal.take_over(run_id, workflow=definition.name, version=definition.version)
     try:
         _require_open(recovered)
         _kill_what_is_left(recovered.owner)
-        kept: list[Any] = [] if recovered.params is None else [recovered.params]
-        check_interpreter(recovered, present, [*kept, *(entry.data for entry in recovered.store.values())])
+        if recovered.made_with != present:
+            check_interpreter(recovered, present, _kept_data(run, recovered))
         state = _state_of(definition, recovered)
         params = bind_params(definition.params, None) if recovered.params is None else loads(recovered.params)
         if recovered.store:
@@ -74,10 +75,35 @@ def resume(definition: Definition, journal: Journal, run_id: str, store: Store) 
             ]
             store.commit([("the journal", puts)])
         scribe = Scribe(definition, run, recovered)
+        if recovered.is_resumable:
+            run.own("", present)
     except BaseException:
-        run.close()
+        _give_back(run, recovered)
         raise
     return Resumed(scribe, state, params)
+
+
+def _kept_data(run: RunJournal, recovered: Recovered) -> list[Any]:
+    """Return all packed data that the run may still open."""
+    found: list[Any] = [] if recovered.params is None else [recovered.params]
+    found += recovered.cursors.values()
+    found += [deed.output for deed in recovered.compensations if deed.output is not None]
+    operations: list[Any] = [tuple(recovered.store.values())]
+    for visit in recovered.visits:
+        for attempt in run.attempts(visit.visit):
+            operations.append(attempt.operations)
+            if attempt.value is not None:
+                found.append(attempt.value)
+    with_data(tuple(operations), found.append)
+    return found
+
+
+def _give_back(run: RunJournal, recovered: Recovered) -> None:
+    """Leave a run as it was found: what it failed with is still to be read."""
+    with suppress(JournalError):
+        if recovered.is_resumable and recovered.status is not RunStatus.INTERRUPTED:
+            run.end(recovered.status, state=recovered.state, error=recovered.error, is_resumable=True)
+    run.close()
 
 
 def _kill_what_is_left(owner: Owner) -> None:

@@ -11,7 +11,8 @@ from canobatch.engine.attempt import Where, error_of, unpacking_error, wrap
 from canobatch.engine.stream import StreamExecution
 from canobatch.engine.visit import Visit
 from canobatch.errors import TaskError, WorkflowError
-from canobatch.models import CompensatableTask, Driven, RouterTask, StreamTask
+from canobatch.models import CompensatableTask, RouterTask, StreamTask
+from canobatch.models.base import Driven
 from canobatch.pool import Call, Finished
 from canobatch.task import bound_call, entry_point
 
@@ -56,6 +57,7 @@ def _run_model(visit: Visit, saga: Saga) -> Any:
 
 def _run_task(driver: Driver, state: Any, handler: Single, report: StateReport) -> Any:
     config = driver.definition.config_of(handler, handler.task)
+    report.attempts = driver.scribe.attempts_made()
     attempts = _in_worker if driver.is_for_worker(config) else _in_parent
     value, operations = attempts(driver, state, handler, config, report)
     is_router = handler.is_router or isinstance(handler.task, RouterTask)

@@ -23,9 +23,10 @@ from canobatch.engine.attempt import (
 )
 from canobatch.engine.branch_events import BranchEvents
 from canobatch.engine.branches import Branches
+from canobatch.engine.earlier import Earlier
 from canobatch.engine.fold import Fold, FoldError
 from canobatch.engine.records import Records, join_error
-from canobatch.engine.scribe import branch_of, check_item
+from canobatch.engine.scribe import branch_of
 from canobatch.errors import ConfigurationError, JoinError, PayloadError, TaskError, WorkflowError
 from canobatch.join import BranchResult, BranchStatus, JoinTally, SplitResult, Verdict
 from canobatch.limits import Semaphore
@@ -90,9 +91,7 @@ class SplitExecution:
         self._events = BranchEvents(driver, state)
         #: Branches that were running when the split was settled.
         self.cut: list[BranchResult] = []
-        #: Of an earlier life: the digests of the items of accepted branches; the attempts made of others.
-        self._recorded: dict[int, bytes | None] = {}
-        self._made: dict[int, int] = {}
+        self._earlier = Earlier(state, driver.run_id)
 
     # -- the whole
 
@@ -123,6 +122,7 @@ class SplitExecution:
         except FoldError as error:
             raise self._reduce_error(error) from error.__cause__
         if self._total == 0 or self._tally.verdict is not Verdict.PENDING:
+            self._earlier.check_all(branches, driver.store.segments.place)
             return self._settle()
         self._header = driver.header(
             self._state,
@@ -278,6 +278,7 @@ class SplitExecution:
             try:
                 item = self._branches.item(index)
             except StopIteration:
+                self._earlier.check_total(index)
                 self._is_exhausted = True
                 self._tally.close(index)
                 return None
@@ -287,11 +288,11 @@ class SplitExecution:
             data = self._packed(index, item) if self._branches.is_map else None
             self._submitted += 1
             config = self._config(index)
-            if data is False or self._is_recorded(index, data):
+            if data is False or self._earlier.has(index, data):
                 continue
             if config.has_gate and self._gate is None:
                 self._gate = Turnstile(None, self._driver.mailbox.wake)
-            attempt = self._open[index] = self._made.get(index, 0) + 1
+            attempt = self._open[index] = self._earlier.attempts.get(index, 0) + 1
             return Call(index, attempt, data, config.attempt_timeout, config.memory_limit, config.runs_alone)
 
     def _packed(self, index: int, item: Any) -> Any:
@@ -317,11 +318,11 @@ class SplitExecution:
 
     def _replay(self) -> None:
         """Accept what was accepted before, all of it before anything is run."""
-        for attempt in self._driver.scribe.recorded(self._driver.store.segments, self._made):
+        for attempt in self._driver.scribe.recorded(self._driver.store.segments, self._earlier.attempts):
             index = attempt.branch
             assert index is not None
             value = self._driver.scribe.value_of(attempt)
-            self._recorded[index] = attempt.item
+            self._earlier.add(index, attempt.item)
             self._tally.offer(True)
             if self._fold is not None:
                 self._fold.add(index, value)
@@ -332,14 +333,6 @@ class SplitExecution:
             if self._records.wants(index, value):
                 self._records.add(result)
             self._events.kept(result)
-
-    def _is_recorded(self, index: int, data: bytes | None) -> bool:
-        """Return whether a branch was accepted before; its item must be the one it had then."""
-        if index not in self._recorded:
-            return False
-        where = f"state {label(self._state)}, branch {index}"
-        check_item(self._recorded[index], data, where, self._driver.run_id)
-        return True
 
     # -- outcomes
 
@@ -444,7 +437,7 @@ class SplitExecution:
     def _collect(self) -> SplitResult:
         total = self._total
         if total is None:
-            total = max(self._submitted, max(self._recorded, default=-1) + 1)
+            total = max(self._submitted, self._earlier.end)
         return self._records.collect(total, self._open)
 
     def _settle(self) -> SplitOutcome:

@@ -19,7 +19,8 @@ from canobatch.errors import (
     WorkflowError,
     WorkflowTimeoutError,
 )
-from canobatch.models import CloseReason, DeadLetter, perform
+from canobatch.models import CloseReason, DeadLetter
+from canobatch.models.base import perform
 
 if TYPE_CHECKING:
     from canobatch.engine.items import ItemOutcome

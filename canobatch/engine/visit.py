@@ -15,6 +15,7 @@ from canobatch.definition import label
 from canobatch.effects import describe_error, loads, pack
 from canobatch.engine.admission import let_through
 from canobatch.engine.attempt import Where, error_of, is_mendable, own_error, unpacking_error, wrap
+from canobatch.engine.earlier import check_count
 from canobatch.engine.items import ItemsHere, ItemsInWorkers, packed_item
 from canobatch.engine.scribe import check_item
 from canobatch.errors import JournalError, PayloadError, TaskError, TaskTimeoutError, WorkflowError
@@ -280,6 +281,7 @@ class Visit:
                         else:
                             crew.submit(item)
                     except StopIteration:
+                        self._check_count(known, crew.submitted)
                         is_exhausted = True
                     except Exception as error:
                         raise self._load_error(error, crew.submitted) from error
@@ -305,6 +307,9 @@ class Visit:
         data = packed_item(item, self.driver.store.segments.place)
         check_item(attempt.item, data, f"state {label(self.state)}, item {attempt.branch}", self.driver.run_id)
         return self.driver.scribe.value_of(attempt), attempt.operations
+
+    def _check_count(self, known: Mapping[int, AttemptRecord], total: int) -> None:
+        check_count(max(known, default=-1) + 1, total, f"state {label(self.state)}: item", self.driver.run_id)
 
     def _load_error(self, error: Exception, count: int) -> Exception:
         if isinstance(error, TaskError | WorkflowError | JournalError):

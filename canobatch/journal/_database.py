@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from canobatch import _clock, _faults, _sqlite
+from canobatch.effects import with_data
 from canobatch.errors import JournalError
 from canobatch.journal._rows import MODULUS, digest, pack, text_bytes
 from canobatch.journal._values import LARGE, ValueFiles
@@ -51,6 +52,9 @@ _INSERT_MANY = _INSERT_ONE + ",(?,?,?,?,?,?,?)" * (_ROWS - 1)
 
 #: (digest, file's name or None) of a row that may be replaced.
 Kept = tuple[int, str | None]
+#: What stands in a row, and the name of the file that holds the rest: of a file, its digest stands there.
+Blob = tuple[Any, str | None]
+_NOT_WRITTEN: tuple[Any, Blob | None] = (None, None)
 
 
 class RunDatabase:
@@ -75,6 +79,8 @@ class RunDatabase:
         self._values = values
         self._seal = seal
         self._transactions = count
+        #: Whether a transaction may.
+        self._waits_for_disk = values.is_synced
         #: Value files that this transaction made, and those that nothing refers to after it.
         self._fresh: list[str] = []
         self._dead: list[str] = []
@@ -84,6 +90,8 @@ class RunDatabase:
         self.store: dict[bytes, Kept] = {}
         self.cursors: dict[tuple[int, bytes], Kept] = {}
         self.operations: dict[int, tuple[int, list[str]]] = {}
+        #: By identity: large data of operations that no commit followed yet, and what refers to its file.
+        self._written: dict[int, tuple[Flat, Blob]] = {}
         #: By number: visit, state, blob, file, digest.
         self.compensations: dict[int, tuple[int, str, bytes | None, str | None, int]] = {}
         #: The number of the last attempt.
@@ -105,6 +113,7 @@ class RunDatabase:
                 self.apply(calls)
                 _faults.point("journal.write.rows")
             _faults.point("journal.write.after")
+            self._waits_for_disk = self._waits_for_disk or _sqlite.bound_write_ahead_log(self._connection, self.path)
         self._values.drop(self._dead)
         self._dead.clear()
 
@@ -143,17 +152,16 @@ class RunDatabase:
             "started": started,
             "rollback": None,
         }
-        self.take_over(owner, run.made_with)
+        self.facts.update(owner=tuple(owner), made_with=run.made_with)
+        self.take_over()
         self.enter(1, run.initial)
         for key, entry in run.entries.items():
             self._put(key, entry)
 
-    def take_over(self, owner: Owner, made_with: str) -> None:
-        """Write a new owner."""
+    def take_over(self) -> None:
+        """Write that the run goes on."""
         self.facts.update(
             life=self.life,
-            owner=tuple(owner),
-            made_with=made_with,
             status="running",
             is_resumable=True,
             ended=None,
@@ -162,9 +170,9 @@ class RunDatabase:
         )
         self._put_run()
 
-    def own(self, token: str) -> None:
-        """Write what marks the owner's processes."""
-        self.facts["owner"] = (*self.facts["owner"][:-1], token)
+    def own(self, owner: Owner, made_with: str) -> None:
+        """Write the new owner."""
+        self.facts.update(owner=tuple(owner), made_with=made_with)
         self._put_run()
 
     def enter(self, visit: int, state: str) -> None:
@@ -222,8 +230,13 @@ class RunDatabase:
                 self._forget(kept)
             self.store.clear()
             self._execute("DELETE FROM store", ())
+        # What goes with the visit leaves its files to the store.
+        written, self._written = self._written if commit.next_state is not None else {}, {}
+        taken = set()
         for key, entry in commit.entries.items():
-            self._put(key, entry)
+            _, blob = written.pop(id(entry.data), _NOT_WRITTEN) if entry else _NOT_WRITTEN
+            taken.add(blob and blob[1])
+            self._put(key, entry, blob)
         for name, data in commit.cursors.items():
             self.note(commit.visit, name, data)
         for number, output in commit.outputs.items():
@@ -231,7 +244,7 @@ class RunDatabase:
         if commit.undone is not None:
             self.end_compensation(commit.undone, None)
         if commit.next_state is not None:
-            self._leave(commit, commit.next_state)
+            self._leave(commit, commit.next_state, taken)
 
     def intend(self, number: int, visit: int, state: str) -> None:
         """Write that a task that can be compensated will run."""
@@ -283,8 +296,8 @@ class RunDatabase:
             if kept[1] is not None:
                 self._dead.append(kept[1])
 
-    def _blob(self, data: Any) -> tuple[Any, str | None]:
-        """Return what stands in the row, and the name of the file that holds the rest."""
+    def _blob(self, data: Any) -> Blob:
+        """Return what stands for data in its row, a large one written to a file."""
         if data is None or len(data) < LARGE:
             return data, None
         name, own = self._values.write(data)
@@ -316,21 +329,30 @@ class RunDatabase:
         self._execute("REPLACE INTO visits VALUES (?,?,?)", (visit, packed, own))
 
     def _put_operations(self, key: tuple[int, int, int], attempt: AttemptRecord) -> None:
-        data, file = self._blob(pack(attempt.operations))
-        own = self._count(digest("operations", *key, data, file))
         total, files = self.operations.setdefault(attempt.visit, (0, []))
+
+        def referred(data: Flat) -> Any:
+            if len(data) < LARGE:
+                return data
+            own, name = blob = self._blob(data)
+            self._written[id(data)] = data, blob
+            files.append(name or "")
+            return [name, own]
+
+        data, file = self._blob(pack(with_data(attempt.operations, referred)))
+        own = self._count(digest("operations", *key, data, file))
         if file is not None:
             files.append(file)
         self.operations[attempt.visit] = (total + own) % MODULUS, files
         self._execute("INSERT INTO operations VALUES (?,?,?,?,?,?)", (*key, data, file, own))
 
-    def _put(self, key: str, entry: Any) -> None:
+    def _put(self, key: str, entry: Any, blob: Blob | None = None) -> None:
         name = text_bytes(key)
         self._forget(self.store.pop(name, None))
         if entry is None:
             self._execute("DELETE FROM store WHERE key=?", (name,))
             return
-        data, file = self._blob(entry.data)
+        data, file = blob or self._blob(entry.data)
         type_name = text_bytes(entry.type_name)
         own = self._count(digest("store", name, entry.category, type_name, data, file))
         self.store[name] = own, file
@@ -354,8 +376,8 @@ class RunDatabase:
         self.compensations[number] = visit, state, blob, file, own
         self._execute("REPLACE INTO compensations VALUES (?,?,?,?,?)", (number, facts, blob, file, own))
 
-    def _leave(self, commit: Commit, following: str) -> None:
-        """Close a visit, drop what belongs to it alone, open the next."""
+    def _leave(self, commit: Commit, following: str, taken: set[str | None]) -> None:
+        """Close a visit, drop what belongs to it alone, open the next. Files that were ``taken`` stay."""
         visit = commit.visit
         now = _clock.epoch()
         entered = self.visits[visit][1][1] if visit in self.visits else now
@@ -365,7 +387,7 @@ class RunDatabase:
         if visit in self.operations:
             total, files = self.operations.pop(visit)
             self._forget((total, None))
-            self._dead += files
+            self._dead += [name for name in files if name not in taken]
             self._execute("DELETE FROM operations WHERE visit=?", (visit,))
         mine = [key for key in self.cursors if key[0] == visit]
         for key in mine:

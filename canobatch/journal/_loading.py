@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from canobatch.journal._database import RunDatabase
 from canobatch.journal._reading import blob, compensation_of, store_of, visit_of
-from canobatch.journal._rows import MODULUS, bytes_text
+from canobatch.journal._rows import MODULUS, bytes_text, unpack
+from canobatch.journal._values import references
 from canobatch.journal.records import Recovered, RunStatus
 
 if TYPE_CHECKING:
@@ -55,10 +56,11 @@ class Loaded:
             self._refer(row[5])
             self._recorded = max(self._recorded, row[2])
         for row in self._reading.rows("operations"):
-            self._refer(row[4])
             total, files = self._kept_operations.setdefault(row[0], (0, []))
+            files += references(unpack(blob(self._values, row[3], row[4]) or b""))
             if row[4] is not None:
                 files.append(row[4])
+            self.files.update(files)
             self._kept_operations[row[0]] = (total + row[5]) % MODULUS, files
         for row in self._reading.rows("store"):
             key, entry = store_of(row, self._values)

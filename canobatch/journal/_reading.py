@@ -8,13 +8,15 @@ from canobatch import _sqlite
 from canobatch.effects import Entry, ErrorRecord
 from canobatch.journal._database import COMPONENT, NO_BRANCH, STEPS
 from canobatch.journal._rows import MODULUS, bytes_text, digest, unpack
-from canobatch.journal._values import read_value
+from canobatch.journal._values import read_value, with_values
 from canobatch.journal.history import status_of, summary_of
 from canobatch.journal.records import AttemptRecord, CompensationRecord, Owner, RunFacts, RunHistory, VisitRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from canobatch.effects import Operation
 
 _TABLES = {
     "run": "SELECT facts, params, file, digest FROM run",
@@ -99,13 +101,17 @@ class Reading:
                 own = operations.get(row[:3])
                 yield attempt._replace(
                     value=blob(directory, row[4], row[5]),
-                    operations=() if own is None else tuple(unpack(blob(directory, own[3], own[4]) or b"")),
+                    operations=() if own is None else _operations(directory, own[3], own[4]),
                 )
 
 
 def blob(directory: Path, data: Any, file: str | None) -> bytes | None:
     """Return the bytes of a column, from its file if it has one."""
     return data if file is None else read_value(directory, file, data)
+
+
+def _operations(directory: Path, data: Any, file: str | None) -> tuple[Operation, ...]:
+    return tuple(with_values(unpack(blob(directory, data, file) or b""), directory))
 
 
 def facts_of(facts: dict[str, Any]) -> RunFacts:

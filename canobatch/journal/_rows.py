@@ -7,8 +7,13 @@ its own, and the sum of them all, kept beside, shows that none is missing.
 from __future__ import annotations
 
 import marshal
+import struct
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+if TYPE_CHECKING:
+    from canobatch.effects import Flat
 
 #: Version 2 writes the same bytes for equal values, and every Python reads it.
 _VERSION = 2
@@ -47,9 +52,9 @@ def digest(*columns: Any) -> int:
     return int.from_bytes(data, "little") % MODULUS
 
 
-def content_digest(data: bytes) -> bytes:
-    """Return the digest that a row keeps of a file."""
-    return blake2b(data, digest_size=16).digest()
+def content_digest(data: Flat) -> bytes:
+    """Return what a row keeps of a file: its length and checksum, found faster than a disk writes."""
+    return struct.pack("<QI", len(data), crc32(data))
 
 
 def text_bytes(text: str) -> bytes:

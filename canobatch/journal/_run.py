@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 from typing import TYPE_CHECKING
 
 from canobatch import _clock, _faults, _sqlite
 from canobatch.errors import JournalError
+from canobatch.journal import owner
 from canobatch.journal._database import RunDatabase
 from canobatch.journal._reading import Reading
 from canobatch.journal._writer import GroupWriter
-from canobatch.journal.history import summary_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from canobatch._locks import FileLock
     from canobatch.effects import ErrorRecord, Operation
     from canobatch.journal.base import Ticket
     from canobatch.journal.home import Home
-    from canobatch.journal.owner import RunLock
     from canobatch.journal.records import AttemptRecord, Commit, RunFacts, RunStatus
-
-_log = logging.getLogger(__name__)
 
 #: About how many bytes a row takes beside its value.
 _ROW = 300
@@ -34,10 +31,11 @@ class SqliteRun:
     """One run that this process has; see `RunJournal`."""
 
     def __init__(
-        self, home: Home, name: str, facts: RunFacts, lock: RunLock | None, database: RunDatabase | None
+        self, home: Home, name: str, facts: RunFacts, lock: FileLock | None, database: RunDatabase | None
     ) -> None:
         self._home = home
         self._name = name
+        self._pid = os.getpid()
         self._facts = facts
         self._path = home.database(name)
         self._lock = lock
@@ -90,10 +88,9 @@ class SqliteRun:
         """Keep that one compensation ended; see `RunJournal.end_compensation`."""
         self._writing().make(RunDatabase.end_compensation, number, error)
 
-    def own(self, token: str) -> Ticket:
-        """Keep what marks this owner's processes; see `RunJournal.own`."""
-        self._facts = self._facts._replace(owner=self._facts.owner._replace(token=token))
-        return self._writing().submit(RunDatabase.own, token)
+    def own(self, token: str, made_with: str) -> Ticket:
+        """Keep which process this owner is; see `RunJournal.own`."""
+        return self._writing().submit(RunDatabase.own, owner.this_process()._replace(token=token), made_with)
 
     def attempts(self, visit: int) -> Iterator[AttemptRecord]:
         """Yield what was recorded for a visit; see `RunJournal.attempts`."""
@@ -118,12 +115,6 @@ class SqliteRun:
         self._facts = self._facts._replace(
             status=str(status), state=state, error=error, is_resumable=is_resumable, ended=ended
         )
-        try:
-            self._home.put(summary_of(self._facts, status))
-        except JournalError:
-            # The index is made good by whoever lists the runs.
-            _log.warning("run %s ended, but the index could not be told", self.run_id, exc_info=True)
-        _faults.point("journal.end.indexed")
         self._let_go()
 
     def close(self) -> None:
@@ -145,7 +136,7 @@ class SqliteRun:
             self._lock = None
 
     def _is_inherited(self) -> bool:
-        return self._facts.owner.pid != os.getpid()
+        return self._pid != os.getpid()
 
     def __repr__(self) -> str:
         return f"<SqliteRun {self.run_id}>"

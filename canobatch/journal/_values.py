@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from canobatch import _faults, _sqlite
 from canobatch.errors import JournalError
 from canobatch.journal._rows import content_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
-#: Values of this many bytes and more get a file.
-LARGE = 1 << 20
+    from canobatch.effects import Flat
+
+#: Values of this many bytes and more get a file: a page at a time through a log costs ten times more.
+LARGE = 1 << 16
 
 
 def sync_directory(path: Path) -> None:
@@ -38,8 +41,8 @@ class ValueFiles:
         self.is_synced = durable == "power"
         self._is_there = directory.is_dir()
 
-    def write(self, data: bytes) -> tuple[str, bytes]:
-        """Write a value; return its file's name and digest.
+    def write(self, data: Flat) -> tuple[str, bytes]:
+        """Write a value; return its file's name and digest. Nobody reads it before a row refers to it.
 
         Raises:
             JournalError: It cannot be written; nothing of it is left under its name.
@@ -54,21 +57,18 @@ class ValueFiles:
                     sync_directory(self._directory.parent)
                 self._is_there = True
             _faults.point("journal.file.before")
-            temporary = path.with_suffix(".tmp")
             try:
-                self._fill(temporary, data)
-                _faults.point("journal.file.written")
-                temporary.rename(path)
+                self._fill(path, data)
             except BaseException:
                 with suppress(OSError):
-                    temporary.unlink()
+                    path.unlink()
                 raise
             if self.is_synced:
                 sync_directory(self._directory)
             _faults.point("journal.file.after")
         return name, content_digest(data)
 
-    def _fill(self, path: Path, data: bytes) -> None:
+    def _fill(self, path: Path, data: Flat) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             rest = memoryview(data)
@@ -110,3 +110,28 @@ def read_value(directory: Path, name: str, expected: bytes) -> bytes:
     if content_digest(data) != expected:
         raise _sqlite.corrupt(path, "it does not hold what was written")
     return data
+
+
+# Operations hold their large data as references, [name, digest]: nothing else in them is a list.
+
+
+def references(operations: Any) -> Iterator[str]:
+    """Yield the names of the files that operations refer to."""
+    if isinstance(operations, list):
+        yield operations[0]
+    elif isinstance(operations, tuple):
+        for part in operations:
+            yield from references(part)
+
+
+def with_values(operations: Any, directory: Path) -> Any:
+    """Return operations with what they refer to.
+
+    Raises:
+        JournalError: A file is missing, or is not what was written.
+    """
+    if isinstance(operations, list):
+        return read_value(directory, *operations)
+    if isinstance(operations, tuple):
+        return tuple(with_values(part, directory) for part in operations)
+    return operations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from canobatch import _clock
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 #: What may wait before who records has to: calls, and bytes.
 _MOST_CALLS = 20_000
 _MOST_BYTES = 64 << 20
-
+#: Seconds for which what nobody waits for may wait for more.
+_GATHERING = 0.002
 
 _Call = tuple["Callable[..., None]", tuple[Any, ...]]
 
@@ -50,7 +52,7 @@ class GroupWriter:
 
     def __init__(self, database: RunDatabase, name: str) -> None:
         self._database = database
-        self._pid = os.getpid()
+        _ours.add(self)
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._done = threading.Condition(self._lock)
@@ -123,7 +125,7 @@ class GroupWriter:
 
     def close(self) -> None:
         """Write what waits, close the database, end the thread. Raises nothing; may be called twice."""
-        if self._pid != os.getpid():
+        if self not in _ours:
             return
         with self._lock:
             self._is_closing = True
@@ -139,7 +141,7 @@ class GroupWriter:
             raise JournalError(f"the run of {path} was closed here", path=str(path), reason="closed")
 
     def _check_process(self) -> None:
-        if self._pid != os.getpid():
+        if self not in _ours:
             path = self._database.path
             raise JournalError(f"{path} belongs to the process that forked this one", path=str(path), reason="closed")
 
@@ -163,6 +165,9 @@ class GroupWriter:
                 self._is_idle = True
                 self._work.wait()
                 self._is_idle = False
+                if not self._is_closing:
+                    # A commit that follows at once takes it along.
+                    self._done.wait(_GATHERING)
             return self._take()
 
     def _take(self) -> list[_Call]:
@@ -195,3 +200,10 @@ class GroupWriter:
         failure = JournalError(f"{path} cannot be written: {type(error).__name__}: {error}", path=str(path))
         failure.__cause__ = error
         return failure
+
+
+#: The writers of this process. To ask for its number is a system call, which takes microseconds in some sandboxes.
+_ours: weakref.WeakSet[GroupWriter] = weakref.WeakSet()
+
+# A forked child has copies of what its parent writes.
+os.register_at_fork(after_in_child=_ours.clear)

@@ -7,8 +7,8 @@
     runs/<run>/run.db          one run
     runs/<run>/values/         its large values
 
-The index is for speed: it has the runs that ended, so that they need not be opened. All others are read, and
-so are those that it lacks.
+The index is for speed: whoever lists the runs remembers there those that ended, so that they need not be
+opened again. What it says of a run holds as long as the run's file is the one that was read.
 """
 
 from __future__ import annotations
@@ -24,12 +24,19 @@ from canobatch.journal._rows import digest, pack, unpack
 from canobatch.journal.records import Owner, RunStatus, RunSummary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
 _COMPONENT = "runs"
-_STEPS = (("CREATE TABLE runs (name TEXT PRIMARY KEY, facts BLOB, digest INTEGER) WITHOUT ROWID",),)
+_STEPS = (
+    ("CREATE TABLE runs (name TEXT PRIMARY KEY, facts BLOB, digest INTEGER) WITHOUT ROWID",),
+    # The facts begin with a stamp.
+    ("DELETE FROM runs",),
+)
+
+#: Tells whether a database is as it was: its inode, when it was changed last, its size.
+Stamp = tuple[int, int, int]
 
 #: Bytes of a file's name that a run's id may take, with room for a suffix.
 _LONGEST = 200
@@ -63,6 +70,8 @@ class Home:
             JournalError: They cannot be made.
         """
         with _sqlite.translated(self.directory):
+            if self.runs.is_dir() and self.locks.is_dir():
+                return
             for path in (self.directory, self.runs, self.locks):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -97,19 +106,28 @@ class Home:
 
     # -- the index
 
-    def put(self, summary: RunSummary) -> None:
-        """Write what the index says of a run."""
-        name = name_of(summary.run_id)
-        facts = pack(tuple(getattr(summary, field) for field in RunSummary.__slots__))
-        with _sqlite.translated(self.index), self._opened() as connection:
-            connection.execute("REPLACE INTO runs VALUES (?,?,?)", (name, facts, digest("runs", name, facts)))
+    def stamp(self, name: str) -> Stamp | None:
+        """Return the stamp of a run's database; None while it has a log beside it, or is gone."""
+        path = self.database(name)
+        try:
+            found = path.stat()
+            # Once there is none, the next writer first changes the database.
+            if path.with_name("run.db-wal").exists():
+                return None
+        except OSError:
+            return None
+        return found.st_ino, found.st_ctime_ns, found.st_size
 
-    def forget(self, name: str) -> None:
-        """Drop a run from the index."""
+    def index_also(self, found: Mapping[str, tuple[Stamp, RunSummary]], names: Sequence[str]) -> None:
+        """Add runs that ended to the index; all that are not among ``names`` are dropped."""
         with _sqlite.translated(self.index), self._opened() as connection:
-            connection.execute("DELETE FROM runs WHERE name=?", (name,))
+            gone = {name for (name,) in connection.execute("SELECT name FROM runs")}.difference(names)
+            connection.executemany("DELETE FROM runs WHERE name=?", [(name,) for name in gone])
+            for name, (stamp, summary) in found.items():
+                facts = pack((stamp, *(getattr(summary, field) for field in RunSummary.__slots__)))
+                connection.execute("REPLACE INTO runs VALUES (?,?,?)", (name, facts, digest("runs", name, facts)))
 
-    def summaries(self) -> dict[str, RunSummary]:
+    def indexed(self) -> dict[str, tuple[Stamp, RunSummary]]:
         """Return what the index says, by name.
 
         Raises:
@@ -118,7 +136,7 @@ class Home:
         with _sqlite.translated(self.index):
             if not self.index.exists():
                 return {}
-            return {name: _summary_of(self.index, name, facts, own) for name, facts, own in self._read()}
+            return {name: _indexed(self.index, name, facts, own) for name, facts, own in self._read()}
 
     def _read(self) -> list[tuple[Any, ...]]:
         try:
@@ -127,7 +145,7 @@ class Home:
         except JournalError:
             connection = _sqlite.connect_readonly(self.index)
         try:
-            if _sqlite.schema_version(connection, self.index, _COMPONENT, len(_STEPS)) == 0:
+            if _sqlite.schema_version(connection, self.index, _COMPONENT, len(_STEPS)) < len(_STEPS):
                 return []
             return connection.execute("SELECT name, facts, digest FROM runs").fetchall()
         finally:
@@ -152,8 +170,9 @@ def _index(path: Path, durable: _sqlite.Durable) -> Iterator[_sqlite.Connection]
         connection.close()
 
 
-def _summary_of(path: Path, name: str, facts: bytes, own: int) -> RunSummary:
+def _indexed(path: Path, name: str, facts: bytes, own: int) -> tuple[Stamp, RunSummary]:
     if digest("runs", name, facts) != own:
         raise _sqlite.corrupt(path, "a row of its runs is not what was written")
-    run_id, workflow, version, status, state, started, ended, error, owner = unpack(facts)
-    return RunSummary(run_id, workflow, version, RunStatus(status), state, started, ended, error, Owner(*owner))
+    stamp, run_id, workflow, version, status, state, started, ended, error, owner = unpack(facts)
+    summary = RunSummary(run_id, workflow, version, RunStatus(status), state, started, ended, error, Owner(*owner))
+    return stamp, summary

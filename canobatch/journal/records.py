@@ -1,7 +1,7 @@
 """What a journal keeps of a run: plain data.
 
-Values and items are bytes, operations and errors the plain tuples of `effects`; a journal opens none of
-them. States are labels. Times are seconds since the epoch, durations seconds.
+Values and items are bytes, large ones may be a memoryview; operations and errors are the plain tuples of `effects`. A
+journal opens none of them. States are labels. Times are seconds since the epoch, durations seconds.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from canobatch import _clock, _faults, _sqlite
+from canobatch._locks import FileLock, is_held
 from canobatch.errors import (
     ConfigurationError,
     JournalError,
@@ -23,11 +24,17 @@ from canobatch.journal._reading import Reading, facts_of, read_history
 from canobatch.journal._run import SqliteRun
 from canobatch.journal._values import ValueFiles, sync_directory
 from canobatch.journal.history import check_definition, damaged, prunable, select, status_of, summary_of
-from canobatch.journal.home import Home, name_of
+from canobatch.journal.home import Home, Stamp, name_of
 from canobatch.journal.records import Owner, Recovered, RunHistory, RunStatus, RunSummary
 
 if TYPE_CHECKING:
     from canobatch.journal.records import NewRun, RunFacts
+
+
+_ENDED = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.ROLLED_BACK})
+
+#: To read this many runs takes as long as to write an index of them.
+_WORTH_INDEXING = 32
 
 
 class SqliteJournal:
@@ -72,15 +79,17 @@ class SqliteJournal:
             _faults.point("journal.begin.locked")
             self._clear_the_place(run.run_id, name)
             database = self._create(run, name)
-            _faults.point("journal.begin.done")
-            return SqliteRun(home, name, facts_of(database.facts), lock, database)
+            try:
+                _faults.point("journal.begin.done")
+                return SqliteRun(home, name, facts_of(database.facts), lock, database)
+            except BaseException:
+                database.close(is_whole=False)
+                raise
         except BaseException:
-            lock.release()
+            lock.release(is_last=not home.run(name).exists())
             raise
 
-    def take_over(
-        self, run_id: str, *, workflow: str, version: int, made_with: str = ""
-    ) -> tuple[SqliteRun, Recovered]:
+    def take_over(self, run_id: str, *, workflow: str, version: int) -> tuple[SqliteRun, Recovered]:
         """Become the owner of a run; see `Journal.take_over`."""
         name = name_of(run_id)
         self._require(run_id, name)
@@ -92,7 +101,7 @@ class SqliteJournal:
             self._require(run_id, name)
             connection = _sqlite.connect(self._home.database(name))
             try:
-                journal, recovered = self._taken(connection, run_id, name, (workflow, version, made_with), lock)
+                journal, recovered = self._taken(connection, run_id, name, (workflow, version), lock)
                 is_taken = recovered.is_resumable
             finally:
                 if not is_taken:
@@ -106,10 +115,12 @@ class SqliteJournal:
         if not self._home.has(name):
             raise self._not_found(run_id)
 
-    def _lock(self, run_id: str, name: str) -> owner.RunLock:
-        lock = owner.RunLock(self._home.lock(name))
-        if lock.acquire():
-            return lock
+    def _lock(self, run_id: str, name: str) -> FileLock:
+        path = self._home.lock(name)
+        lock = FileLock(path)
+        with _sqlite.translated(path):
+            if lock.acquire():
+                return lock
         known = self._owner_of(name)
         who = "a process" if known is None else f"process {known.pid} on {known.host}"
         raise RunInUseError(
@@ -160,8 +171,11 @@ class SqliteJournal:
                 if home.durable == "power":
                     for directory in (home.run(name), home.runs, home.directory):
                         sync_directory(directory)
-            except BaseException:
+            except BaseException as error:
                 connection.close()
+                if isinstance(error, Exception):
+                    # What could not begin leaves nothing, least of all on a full disk.
+                    shutil.rmtree(home.run(name), ignore_errors=True)
                 raise
         return database
 
@@ -170,8 +184,8 @@ class SqliteJournal:
         connection: _sqlite.Connection,
         run_id: str,
         name: str,
-        wanted: tuple[str, int, str],
-        lock: owner.RunLock,
+        wanted: tuple[str, int],
+        lock: FileLock,
     ) -> tuple[SqliteRun, Recovered]:
         home, path = self._home, self._home.database(name)
         reading = Reading(connection, path)
@@ -193,10 +207,8 @@ class SqliteJournal:
         values = ValueFiles(home.run(name) / "values", life, home.durable)
         database = loaded.database(connection, path, values, life)
         database.facts, database.params, database.run_digest = raw, params, run_digest
-        # First the index: what it says of a run that has ended is believed.
-        home.forget(name)
         _sqlite.use_write_ahead_log(connection, path, home.durable)
-        database.write([(RunDatabase.take_over, (owner.this_process(), wanted[2]))])
+        database.write([(RunDatabase.take_over, ())])
         _faults.point("journal.take.done")
         values.sweep(loaded.files)
         return SqliteRun(home, name, facts_of(database.facts), lock, database), recovered
@@ -207,23 +219,36 @@ class SqliteJournal:
         self, *, workflow: str | None = None, status: RunStatus | None = None, since: float | None = None
     ) -> list[RunSummary]:
         """Return the runs, the latest first; see `Journal.runs`."""
-        indexed = self._home.summaries()
-        found = (self._present(name, indexed.get(name)) for name in self._home.names())
-        return select([summary for summary in found if summary is not None], workflow, status, since)
+        home = self._home
+        names, indexed = home.names(), home.indexed()
+        fresh: dict[str, tuple[Stamp, RunSummary]] = {}
+        found = []
+        for name in names:
+            stamp, known = home.stamp(name), indexed.get(name)
+            if known is not None and known[0] == stamp:
+                found.append(known[1])
+            elif (summary := self._present(name, known and known[1])) is not None:
+                found.append(summary)
+                if stamp is not None and summary.status in _ENDED:
+                    fresh[name] = stamp, summary
+        if len(fresh) >= _WORTH_INDEXING:
+            with suppress(JournalError):
+                home.index_also(fresh, names)
+        return select(found, workflow, status, since)
 
     def run(self, run_id: str) -> RunHistory:
         """Return one run's history; see `Journal.run`."""
         name = name_of(run_id)
         path = self._home.database(name)
         self._require(run_id, name)
-        is_held = owner.is_held(self._home.lock(name))
+        is_live = is_held(self._home.lock(name))
         connection = _sqlite.connect_readonly(path)
         try:
             with _sqlite.one_version(connection):
                 reading = Reading(connection, path)
                 if not reading.has_run():
                     raise self._not_found(run_id)
-                return read_history(reading, is_held=is_held)
+                return read_history(reading, is_held=is_live)
         finally:
             connection.close()
 
@@ -236,9 +261,10 @@ class SqliteJournal:
     def _remove(self, name: str) -> bool:
         """Remove an ended run; returns whether nobody took it over meanwhile."""
         home = self._home
-        lock = owner.RunLock(home.lock(name))
-        if not lock.acquire():
-            return False
+        lock = FileLock(home.lock(name))
+        with _sqlite.translated(home.lock(name)):
+            if not lock.acquire():
+                return False
         try:
             facts = self._facts(name)
             if facts is None or facts.status == "running":
@@ -248,8 +274,6 @@ class SqliteJournal:
                 waste = home.runs / f".{os.urandom(8).hex()}"
                 home.run(name).rename(waste)
                 _faults.point("journal.prune.renamed")
-                home.forget(name)
-                _faults.point("journal.prune.forgotten")
                 shutil.rmtree(waste)
                 _faults.point("journal.prune.removed")
         finally:
@@ -265,11 +289,9 @@ class SqliteJournal:
                         shutil.rmtree(path, ignore_errors=True)
 
     def _present(self, name: str, indexed: RunSummary | None) -> RunSummary | None:
-        """Return how a run stands now; None: it has not begun, or is gone."""
-        if indexed is not None and indexed.status is not RunStatus.RUNNING:
-            return indexed
+        """Return how a run stands now, ``indexed`` what was known of it; None: it has not begun, or is gone."""
         # Before the file is read: a run that ends meanwhile is then said to have ended, not to be interrupted.
-        is_held = owner.is_held(self._home.lock(name))
+        is_live = is_held(self._home.lock(name))
         try:
             facts = self._facts(name)
         except JournalError as error:
@@ -280,7 +302,7 @@ class SqliteJournal:
                     unquote(name), "", 0, RunStatus.DAMAGED, None, 0.0, None, None, Owner(0, 0, "", 0, "")
                 )
             return damaged(indexed, error)
-        return None if facts is None else summary_of(facts, status_of(facts, is_held=is_held))
+        return None if facts is None else summary_of(facts, status_of(facts, is_held=is_live))
 
     def _facts(self, name: str) -> RunFacts | None:
         """Return the row of a run; None: it has none, or no database."""

@@ -1,7 +1,5 @@
 """Processing models: tasks with phases, which the run's driver calls one by one."""
 
-from canobatch.models._base import Driven, Here, Model, Stage, perform
-from canobatch.models._check import model_problems
 from canobatch.models.batch import BatchTask
 from canobatch.models.compensatable import CompensatableTask
 from canobatch.models.item import ItemResult
@@ -21,23 +19,17 @@ __all__ = [
     "Count",
     "DeadLetter",
     "Done",
-    "Driven",
     "Duration",
     "ErrorPolicy",
-    "Here",
     "ItemResult",
-    "Model",
     "More",
     "Node",
     "Pending",
     "PollTask",
     "Ready",
     "RouterTask",
-    "Stage",
     "SteppedTask",
     "StreamTask",
     "TimerTask",
     "Window",
-    "model_problems",
-    "perform",
 ]

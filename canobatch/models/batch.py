@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from canobatch.models._base import Driven
+from canobatch.models.base import Driven
 from canobatch.retry import Retry
 
 if TYPE_CHECKING:
-    from canobatch.models._base import Stage
+    from canobatch.models.base import Stage
     from canobatch.models.item import ItemResult
 
 

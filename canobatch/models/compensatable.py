@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from canobatch.models._base import Model
+from canobatch.models.base import Model
 
 
 class CompensatableTask(Model):

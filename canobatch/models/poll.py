@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from canobatch._clock import as_seconds
 from canobatch.errors import ConfigurationError
-from canobatch.models._base import Driven
+from canobatch.models.base import Driven
 from canobatch.models.policy import ErrorPolicy
 
 if TYPE_CHECKING:
-    from canobatch.models._base import Stage
+    from canobatch.models.base import Stage
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from canobatch.models._base import Driven
+from canobatch.models.base import Driven
 
 if TYPE_CHECKING:
-    from canobatch.models._base import Stage
+    from canobatch.models.base import Stage
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from canobatch.models._base import Model
+from canobatch.models.base import Model
 from canobatch.models.policy import ErrorPolicy
 from canobatch.models.window import Count, Window
 from canobatch.retry import Retry

@@ -6,10 +6,10 @@ import math
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from canobatch.models._base import Driven
+from canobatch.models.base import Driven
 
 if TYPE_CHECKING:
-    from canobatch.models._base import Stage
+    from canobatch.models.base import Stage
 
 #: Seconds after which the wall clock is looked at again: it may be set, or the host be suspended.
 _SLICE = 30.0

@@ -46,6 +46,7 @@ class Event(NamedTuple):
     compensation_finished   that ended                                            the error, or None
     flow_fired              a scheduler starts a run of a flow                    its `FlowRecord`
     flow_skipped            it does not                                           its `FlowRecord`
+    flow_ended              a run of a flow has ended; ``detail.kind`` says how   its `FlowRecord`
     ======================  ====================================================  ==============================
 
     ``seq`` counts the events of a run, or of a scheduler, from 1. ``time`` is UTC. ``branch`` and ``attempt`` are
@@ -100,7 +101,8 @@ def _plain(kind: str, detail: Any) -> dict[str, Any]:
     if kind in _MEANINGS:
         return {_MEANINGS[kind]: detail}
     if kind.startswith("flow_"):
-        return {"flow": detail.flow, "reason": detail.reason}
+        ending = {"outcome": detail.kind} if kind == "flow_ended" else {}
+        return {"flow": detail.flow, "reason": detail.reason, **ending}
     return {"detail": detail if isinstance(detail, str | int | float | dict | list) else repr(detail)}
 
 

@@ -30,6 +30,7 @@ _LEVELS = {
     "progress": logging.DEBUG,
     "checkpoint": logging.DEBUG,
 }
+_ENDINGS = {"finished": logging.INFO, "failed": logging.ERROR}
 
 
 class LoggingObserver:
@@ -83,6 +84,8 @@ def level_of(event: Event) -> int:
         return logging.WARNING
     if event.kind == "compensation_finished" and event.detail is not None:
         return logging.ERROR
+    if event.kind == "flow_ended":
+        return _ENDINGS.get(event.detail.kind, logging.WARNING)
     return _LEVELS.get(event.kind, logging.INFO)
 
 
@@ -124,7 +127,7 @@ def _of_branch(event: Event) -> str:
 def _of_flow(event: Event) -> str:
     record = event.detail
     reason = f": {record.reason}" if record.reason else ""
-    return f"flow {record.flow!r} {event.kind.removeprefix('flow_')}{reason}"
+    return f"flow {record.flow!r} {record.kind}{reason}"
 
 
 def _of_progress(event: Event) -> str:
@@ -156,4 +159,5 @@ _SENTENCES: dict[str, Callable[[Event], str]] = {
     "progress": _of_progress,
     "flow_fired": _of_flow,
     "flow_skipped": _of_flow,
+    "flow_ended": _of_flow,
 }

@@ -71,6 +71,8 @@ class MetricsObserver:
 
     def on_event(self, event: Event) -> None:
         """Count one event."""
+        if event.kind == "flow_ended":
+            return
         if event.kind.startswith("flow_"):
             self._ticks.labels(event.detail.flow, event.kind.removeprefix("flow_")).inc()
             return

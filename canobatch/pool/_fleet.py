@@ -143,12 +143,13 @@ class Fleet:
     def assign_slots(self) -> None:
         """Give free slots to the workers that have waited longest for one."""
         taken = {handle.slot for handle in self._by_number.values()}
-        free = [slot for slot in range(self.max_workers or 0) if slot not in taken]
+        # One by one: however many there may be, few are looked at.
+        free = (slot for slot in range(self.max_workers or 0) if slot not in taken)
         for handle in self._by_number.values():
-            if not free:
-                return
             if handle.slot is None and handle.is_ready and handle.doom is None:
-                handle.slot = free.pop(0)
+                handle.slot = next(free, None)
+                if handle.slot is None:
+                    return
 
     def describe(self) -> tuple[WorkerInfo, ...]:
         """Return what each worker with a slot does, by slot."""

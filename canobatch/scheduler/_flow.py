@@ -393,9 +393,9 @@ class LiveFlow:
         else:
             self._ledger.ask(self.id, overlap.ends_running)
 
-    def cancel(self, reason: str, *, kills: bool = False) -> None:
-        """Cancel what runs here, or do not even wait for compensatable tasks; returns at once."""
-        for run in list(self.runs.values()):
+    def cancel(self, reason: str, *, kills: bool = False, run_id: str | None = None) -> None:
+        """Cancel what runs here, or one run, or do not even wait for compensatable tasks; returns at once."""
+        for run in list(self.runs.values()) if run_id is None else [self.runs.get(run_id)]:
             if run is not None and kills:
                 run.kill(reason)
             elif run is not None:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_EVENTS = {"fired": "flow_fired", "skipped": "flow_skipped"} | dict.fromkeys(
+    ("finished", "failed", "cancelled", "interrupted"), "flow_ended"
+)
+
 
 class News:
     """Records to be told: gathered under the scheduler's lock, told without it, as an observer may ask for a status."""
@@ -35,16 +39,15 @@ class News:
         return records
 
     def tell(self, record: FlowRecord, more: Sequence[Observer]) -> None:
-        """Tell the scheduler's observers, and those of the flow's workflow, if it is about a tick or trigger."""
-        if record.kind not in ("fired", "skipped"):
+        """Tell the scheduler's observers, and those of the flow's workflow, if it is about a run."""
+        kind = _EVENTS.get(record.kind)
+        if kind is None:
             return
         observers = dict.fromkeys((*self._observers, *more))
         if not observers:
             return
         self._events += 1
-        event = Event(
-            record.run_id or "", self._events, record.time, f"flow_{record.kind}", record.state, detail=record
-        )
+        event = Event(record.run_id or "", self._events, record.time, kind, record.state, detail=record)
         for observer in observers:
             try:
                 observer.on_event(event)

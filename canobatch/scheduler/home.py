@@ -16,16 +16,17 @@ import threading
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from canobatch import _sqlite
+from canobatch._locks import FileLock, is_held
 from canobatch.definition import label
 from canobatch.errors import SchedulerError
 from canobatch.journal.home import Home, name_of
-from canobatch.journal.owner import RunLock, is_held, this_process
+from canobatch.journal.owner import this_process
 from canobatch.scheduler._bells import Bells
 from canobatch.scheduler.flows import FlowState, FlowStatus
-from canobatch.scheduler.ledger import KEPT, Claim, Command, FlowRecord, Waiting
+from canobatch.scheduler.ledger import KEPT, Asked, Claim, Command, FlowRecord, Waiting
 
 if TYPE_CHECKING:
     import os
@@ -101,7 +102,7 @@ class SqliteLedger:
         self._lock = threading.RLock()
         self._is_in_step = False
         self._wakes_after = False
-        self._locks: dict[str, RunLock] = {}
+        self._locks: dict[str, FileLock] = {}
         bells = self._home.directory / "wake"
         with _sqlite.translated(bells):
             bells.mkdir(mode=0o700, exist_ok=True)
@@ -112,8 +113,8 @@ class SqliteLedger:
         try:
             with _sqlite.translated(self._path):
                 _sqlite.schema_version(self._connection, self._path, _COMPONENT, len(_STEPS))
-                # Without a wait for the disk at each tick: a loss of power may take the last ones along.
-                _sqlite.use_write_ahead_log(self._connection, self._path, "process")
+                # Several processes that write to one write-ahead log can lose rows, before SQLite 3.51.3.
+                _sqlite.use_rollback_journal(self._connection, self._path, "process")
                 with _sqlite.transaction(self._connection):
                     _sqlite.migrate(self._connection, self._path, _COMPONENT, _STEPS)
         except BaseException:
@@ -242,9 +243,10 @@ class SqliteLedger:
         """Claim a flow for a run; False if another process has."""
         if flow in self._locks:
             return True
-        lock = RunLock(self._lock_path(flow))
-        if not lock.acquire():
-            return False
+        lock = FileLock(self._lock_path(flow))
+        with _sqlite.translated(self._lock_path(flow)):
+            if not lock.acquire():
+                return False
         self._locks[flow] = lock
         return True
 
@@ -273,6 +275,11 @@ class SqliteLedger:
         me = this_process()
         values = (me.pid, me.start_ticks, me.boot_id, me.pid_namespace, me.host, claim.token)
         self._write("REPLACE INTO claims VALUES (?,?,?,?,?,?,?,?,?)", flow, claim.run_id, claim.owner, *values)
+
+    def flow_of(self, run_id: str) -> str | None:
+        """Return the flow of a run that goes on."""
+        rows = self._read("SELECT flow FROM claims WHERE run=?1 UNION SELECT flow FROM unclaimed WHERE run=?1", run_id)
+        return rows[0][0] if rows else None
 
     def describe_run(self, flow: str, run: Claim) -> None:
         """Write down a run that needs no claim."""
@@ -382,22 +389,24 @@ class SqliteLedger:
 
     # -- commands
 
-    def ask(self, flow: str, what: Literal["trigger", "cancel", "kill"], params: Any = None) -> int:
+    def ask(self, flow: str, what: Asked, params: Any = None, *, run_id: str | None = None) -> int:
         """Ask the schedulers for something, and wake them; returns the command's number."""
         data = None if params is None else pickle.dumps(params)
         with self.transaction():
-            statement = "INSERT INTO commands (flow, what, params) VALUES (?,?,?)"
-            number = self._connection.execute(statement, (flow, what, data)).lastrowid
+            statement = "INSERT INTO commands (flow, what, params, run) VALUES (?,?,?,?)"
+            number = self._connection.execute(statement, (flow, what, data, run_id)).lastrowid
         self.wake_others()
         return number or 0
 
     def commands(self) -> Sequence[Command]:
         """Return what was asked and not answered."""
-        rows = self._read("SELECT number, flow, what, params FROM commands WHERE scheduler IS NULL ORDER BY number")
+        rows = self._read(
+            "SELECT number, flow, what, params, run FROM commands WHERE scheduler IS NULL ORDER BY number"
+        )
         # Whoever may write into a home of ours is the user that we run as.
         return [
-            Command(number, flow, what, None if data is None else pickle.loads(data))  # noqa: S301
-            for number, flow, what, data in rows
+            Command(number, flow, what, None if data is None else pickle.loads(data), run_id)  # noqa: S301
+            for number, flow, what, data, run_id in rows
         ]
 
     def answer(self, command: Command, *, run_id: str = "", error: str = "") -> bool:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+#: What another process may ask for.
+Asked = Literal["trigger", "cancel", "kill"]
+
 #: How many records of a flow are kept.
 KEPT = 1000
 
@@ -77,8 +80,10 @@ class Command:
 
     number: int
     flow: str
-    what: Literal["trigger", "cancel", "kill"]
+    what: Asked
     params: Any = None
+    #: What is to be cancelled; None: all that runs of the flow.
+    run_id: str | None = None
 
 
 class Ledger(Protocol):
@@ -160,7 +165,7 @@ class Ledger(Protocol):
     def history(self, flow: str, limit: int) -> list[FlowRecord]:
         """Return the newest records of a flow, oldest first."""
 
-    def ask(self, flow: str, what: Literal["trigger", "cancel", "kill"], params: Any = None) -> int:
+    def ask(self, flow: str, what: Asked, params: Any = None, *, run_id: str | None = None) -> int:
         """Ask the schedulers for something, and wake them; returns the command's number."""
 
     def commands(self) -> Sequence[Command]:
@@ -300,7 +305,7 @@ class MemoryLedger:
         with self._lock:
             return list(self._records[flow])[-limit:] if limit > 0 else []
 
-    def ask(self, flow: str, what: Literal["trigger", "cancel", "kill"], params: Any = None) -> int:  # noqa: ARG002
+    def ask(self, flow: str, what: Asked, params: Any = None, *, run_id: str | None = None) -> int:  # noqa: ARG002
         """Ask nobody."""
         return 0
 

@@ -133,6 +133,20 @@ class FlowHome:
         if self._ledger.is_claimed(self._known(id)):
             self._ask(id, "cancel", None, timeout)
 
+    def cancel_run(self, run_id: str, *, timeout: float = 5.0) -> str | None:
+        """Have one run cancelled; other runs go on, of the same flow too.
+
+        Returns:
+            The flow that it is a run of, once its scheduler has heard of it; None: no scheduler runs it.
+
+        Raises:
+            SchedulerError: The process that runs it did not take the command.
+        """
+        flow = self._ledger.flow_of(run_id)
+        if flow is not None:
+            self._ask(flow, "cancel", None, timeout, run_id=run_id)
+        return flow
+
     def close(self) -> None:
         """Let go of the home."""
         self._ledger.close()
@@ -170,8 +184,8 @@ class FlowHome:
             self._ledger.put_state(self._known(id), change(self._ledger.state(id)))
         self._ledger.wake_others()
 
-    def _ask(self, id: str, what: Any, params: Any, timeout: float) -> str:
-        number = self._ledger.ask(self._known(id), what, params)
+    def _ask(self, id: str, what: Any, params: Any, timeout: float, *, run_id: str | None = None) -> str:
+        number = self._ledger.ask(self._known(id), what, params, run_id=run_id)
         until = _clock.monotonic() + timeout
         while (answer := self._ledger.answer_to(number)) is None:
             if _clock.monotonic() > until:
@@ -182,7 +196,7 @@ class FlowHome:
                     flow=id,
                 )
             _clock.sleep(_LOOK)
-        run_id, error = answer
+        answered, error = answer
         if error:
             raise SchedulerError(error, flow=id)
-        return run_id
+        return answered

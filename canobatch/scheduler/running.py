@@ -412,9 +412,11 @@ class RunningScheduler:
 
     def _obey(self, command: Command) -> None:
         if command.what != "trigger":
+            one = command.run_id
             with self._step(command.flow) as flow:
-                if flow.runs and self._ledger.answer(command):
-                    flow.cancel(f"flow {flow.id!r} was cancelled", kills=command.what == "kill")
+                if (one in flow.runs if one else flow.runs) and self._ledger.answer(command):
+                    reason = "cancelled from another process" if one else f"flow {flow.id!r} was cancelled"
+                    flow.cancel(reason, kills=command.what == "kill", run_id=one)
         elif not self._is_stopping:
             try:
                 run_id = ""
@@ -475,6 +477,7 @@ class RunningScheduler:
         return f"<RunningScheduler {state}, {len(self._flows)} flows>"
 
 
+#: What observers are told of: records by their kind.
 def _whereabouts(run: Run) -> str:
     report = run.report()
     return f"run {run.id} in state {report.to_dict()['state']}"

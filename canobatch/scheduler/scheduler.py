@@ -6,6 +6,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+from canobatch._importing import refuse_while_importing
 from canobatch.errors import ConfigurationError, SchedulerError
 from canobatch.pool import default_pool
 from canobatch.scheduler.clock import Clock, SystemClock
@@ -165,7 +166,7 @@ class Scheduler:
         return self._home
 
     def with_observer(self, observer: Observer) -> Scheduler:
-        """Tell ``observer`` of every flow that fires or is skipped, as the observers of its workflow are."""
+        """Tell ``observer`` of every flow that fires, is skipped or has ended, as its workflow's observers are."""
         self._observers.append(observer)
         return self
 
@@ -180,6 +181,7 @@ class Scheduler:
             JournalError: Its home cannot be used.
             ResourceError: A resource could not be set up; those before it are torn down again.
         """
+        refuse_while_importing("a scheduler")
         if self._running is not None and not self._running.is_stopped:
             raise SchedulerError("this scheduler runs already; stop it first, or build another one")
         for spec in self._specs.values():

@@ -475,6 +475,25 @@ def test_w25_a_bulkhead_shared_by_several_splits_and_workflows():
     assert places.free == 2
 
 
+def test_splits_that_share_a_bulkhead_take_turns():
+    """A run of two branches does not wait for all forty of another."""
+    places, order = Semaphore(1), Counter()
+
+    def flow(name, branches):
+        join = JoinConfig(JoinStrategy.all(), "end", bulkhead=places, into="v")
+        flow = Workflow(name, resources={"order": order})
+        return flow.register_map("s", lambda ctx, _: ctx.resource("order").add(), range(branches), join)
+
+    with WorkerPool(2) as pool:
+        with places.acquire():
+            runs = []
+            for name, branches in (("long", 40), ("short", 2)):
+                runs.append(flow(name, branches).add_exit_state("end").start("s", pool=pool))
+                await_that(lambda: len(places._line) == len(runs), f"{name} should stand in line")
+        assert [run.wait(60) for run in runs] == ["end", "end"]
+        assert runs[1].store.get("v") == [2, 4]
+
+
 def test_w25_a_branch_in_its_back_off_holds_no_place(tmp_path):
     """With one place, a branch that waits a long time for its next attempt lets another run."""
     config = TaskConfig(retry=Retry.fixed(1, NEVER))

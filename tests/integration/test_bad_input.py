@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import importlib
 import os
 import threading
 from dataclasses import dataclass
@@ -387,6 +388,23 @@ def test_items_that_cannot_be_iterated_over(items, shown, pool):
         flow.orchestrate("put", pool=pool)
 
 
+def test_items_that_fail_to_be_iterated_over(pool):
+    """What their ``__iter__`` or ``__len__`` raises is the cause of an error that names the state."""
+
+    class Unreadable:
+        def __iter__(self):
+            raise RefusalError("no items today")
+
+    class Unmeasured(list):
+        def __len__(self):
+            raise RefusalError("no items today")
+
+    for items in (Unreadable(), lambda: Unmeasured([1])):
+        error = refusal(map_of(square, items, all_), "split", TaskError, pool)
+        assert str(error) == "state 'split': its items cannot be iterated over: RefusalError: no items today"
+        assert isinstance(error.__cause__, RefusalError)
+
+
 @pytest.mark.parametrize("made", [None, 5, 0.5])
 def test_tasks_that_cannot_be_iterated_over(made, pool):
     """A callable that makes no list of tasks fails the run with the state and the value."""
@@ -525,6 +543,10 @@ def test_a_closed_pool_is_refused():
         ({"threads_per_worker": 0}, "threads_per_worker must be"),
         ({"max_tasks_per_worker": 0}, "max_tasks_per_worker must be"),
         ({"initializer": 5}, "initializer must be callable, got 5"),
+        ({"env": "A=1"}, "env must be a mapping of names to values, got 'A=1'"),
+        ({"env": {"A": 1}}, "env cannot have 'A': 1"),
+        ({"env": {"A=B": "1"}}, "env cannot have 'A=B'"),
+        ({"env": {"A": "1\0"}}, "env cannot have 'A'"),
     ],
 )
 def test_impossible_pools_are_refused(settings, words):
@@ -606,3 +628,51 @@ def test_impossible_arguments_of_a_run_are_refused(options, words):
     flow = split_of([Act()], all_)
     with pytest.raises(ConfigurationError, match=words):
         flow.orchestrate("split", **options)
+
+
+WHILE_IMPORTED = """
+from canobatch import JoinConfig, JoinStrategy, Workflow
+from canobatch.scheduler import Scheduler
+
+def work(ctx, item):
+    return item
+
+workflow = Workflow("words").register_map("begin", work, [1, 2], JoinConfig(JoinStrategy.all(), "end", into="all"))
+workflow.add_exit_state("end")
+
+def begin():
+    return workflow.orchestrate("begin")
+
+def serve():
+    scheduler = Scheduler()
+    scheduler.manual("words", workflow, "begin")
+    with scheduler.start():
+        pass
+
+"""
+
+
+@pytest.mark.parametrize("what", ["begin", "serve"])
+def test_nothing_begins_while_its_module_is_imported(what, tmp_path, monkeypatch):
+    """Workers would wait for the import, which waits for them: a run and a scheduler say so instead."""
+    name = f"imported_to_{what}"
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / f"{name}.py"
+    module.write_text(WHILE_IMPORTED + f"{what}()\n")
+    with pytest.raises(ConfigurationError, match=f"while module '{name}' is being imported.*__name__ == '__main__'"):
+        importlib.import_module(name)
+
+
+def test_a_run_may_begin_once_its_module_is_imported(tmp_path, monkeypatch, pool):
+    """What the module defines at its top level runs when asked for later."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "imported_for_later.py").write_text(WHILE_IMPORTED)
+    module = importlib.import_module("imported_for_later")
+    assert module.workflow.orchestrate("begin", pool=pool) == "end"
+
+
+def test_a_pool_may_be_as_large_as_can_be():
+    """Only as many workers are made, and thought of, as there are calls."""
+    with WorkerPool(10**20) as pool:
+        map_of(lambda ctx, item: item, [1, 2], all_).orchestrate("split", pool=pool)
+        assert {worker.slot for worker in pool.workers} <= {0, 1}

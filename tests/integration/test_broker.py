@@ -173,6 +173,35 @@ def test_threads_of_one_task_do_not_wait_for_each_other():
         assert values(over(task, [0]), pool) == [1]
 
 
+def test_who_waits_in_another_process_has_its_turn():
+    """A worker that came before a thread of the launcher gets the place before it, and one that came after, after."""
+    places, order = Semaphore(1), Counter()
+
+    def task(ctx, item):
+        with places.acquire(timeout=60.0):
+            return order.add()
+
+    def wait():
+        with places.acquire(timeout=60.0):
+            got.append(order.add())
+
+    def await_line(count):
+        await_that(lambda: len(places._line) == count, f"{count} should stand in line")
+
+    with WorkerPool(2) as pool:
+        thread, got = threading.Thread(target=wait), []
+        with places.acquire():
+            early = over(task, [0]).start("s", pool=pool)
+            await_line(1)
+            thread.start()
+            await_line(2)
+            late = over(task, [0]).start("s", pool=pool)
+            await_line(3)
+        assert (early.wait(60), late.wait(60)) == ("end", "end")
+        thread.join()
+    assert (early.store.get("v"), got, late.store.get("v")) == ([1], [2], [3])
+
+
 def test_a_wait_that_is_given_up_takes_no_place():
     """A timeout is an error, and the place goes to the next."""
     places = Semaphore(1)

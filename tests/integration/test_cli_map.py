@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -56,6 +57,12 @@ async def slowly(line):
     return line + "!"
 
 def identity(line):
+    return line
+
+def logged(line):
+    hold("middle") if line == os.environ.get("MIDDLE") else None
+    with (HERE / f"calls{os.getpid()}").open("a") as file:
+        file.write(f"{line}\\n")
     return line
 """
 
@@ -195,12 +202,8 @@ def test_nobody_reads_the_results(place):
     assert "Error" not in done.stderr
 
 
-def test_many_lines_take_no_more_memory(place):
-    """A hundred thousand inputs and results pass through, in order; none is kept."""
-    with (place.path / "lines").open("w") as file:
-        file.writelines(f"{n} {'x' * 1000}\n" for n in range(100_000))
-    with (place.path / "out").open("w") as out:
-        process = place.start("map", "fn.py:identity", "--from", "lines", "-j", "2", stdout=out)
+def peak_of(process) -> int:
+    """Wait for a process, and return the most memory that it had, in kB."""
     peak = 0
     status = Path(f"/proc/{process.pid}/status")
     while process.poll() is None:
@@ -210,9 +213,64 @@ def test_many_lines_take_no_more_memory(place):
         with suppress(subprocess.TimeoutExpired):
             process.wait(0.05)
     assert process.returncode == 0
+    assert peak > 0
+    return peak
+
+
+def map_lines(place, function, source, *args):
+    """Start a map of the file ``lines``, read by name or from standard input, into the file ``out``."""
+    with (place.path / "out").open("w") as out, (place.path / "lines").open() as lines:
+        if source == "file":
+            return place.start("map", function, "--from", "lines", "-j", "2", *args, stdout=out)
+        return place.start("map", function, "-j", "2", *args, stdin=lines, stdout=out)
+
+
+def test_many_lines_take_no_more_memory(place):
+    """Thirty thousand inputs and results pass through, in order; none is kept."""
+    with (place.path / "lines").open("w") as file:
+        file.writelines(f"{n} {'x' * 4000}\n" for n in range(30_000))
+    peak = peak_of(map_lines(place, "fn.py:identity", "file"))
     assert filecmp.cmp(place.path / "lines", place.path / "out", shallow=False)
-    # The lines alone are 100 MB.
-    assert 0 < peak < 100_000, peak
+    # The lines alone are 120 MB.
+    assert peak < 100_000, peak
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("source", ["file", "stdin"])
+def test_a_million_lines(place, source):
+    """They pass through in order, in the memory that a few thousand take."""
+    with (place.path / "lines").open("w") as file:
+        file.writelines(f"{n}\n" for n in range(1_000_000))
+    peak = peak_of(map_lines(place, "fn.py:identity", source))
+    assert filecmp.cmp(place.path / "lines", place.path / "out", shallow=False)
+    # The records of a hundred thousand branches are kept.
+    assert peak < 120_000, peak
+
+
+@pytest.mark.parametrize(
+    ("count", "source"),
+    [(4_000, "stdin"), pytest.param(1_000_000, "file", marks=[pytest.mark.stress, pytest.mark.timeout(900)])],
+)
+def test_a_map_that_is_killed_in_the_middle_is_resumed(place, monkeypatch, count, source):
+    """After SIGKILL the output is whole and in order, what was recorded is not called again, and none of it is kept."""
+    with (place.path / "lines").open("w") as file:
+        file.writelines(f"{n}\n" for n in range(count))
+    monkeypatch.setenv("MIDDLE", str(count * 3 // 4))
+    process = map_lines(place, "fn.py:logged", source)
+    await_that((place.path / "middle.told").exists, "the middle should be reached", 600.0)
+    await_that(lambda: (place.path / "out").stat().st_size > 0, "results should be written")
+    process.kill()
+    process.wait()
+    place.release("middle")
+    recorded = {int(each["branch"]) for each in _recorded(place)} if count < 10_000 else set(range(count // 2))
+    assert recorded
+    peak = peak_of(map_lines(place, "fn.py:logged", source, "--resume"))
+    assert filecmp.cmp(place.path / "lines", place.path / "out", shallow=False)
+    calls = Counter(int(line) for path in place.path.glob("calls*") for line in path.read_text().splitlines())
+    assert set(calls) == set(range(count))
+    assert {calls[branch] for branch in recorded} == {1}
+    assert peak < 120_000, peak
 
 
 def test_a_slow_input_keeps_neither_results_nor_a_cancel(place):
@@ -235,10 +293,11 @@ def test_resume_does_only_what_is_missing(place):
     command = ("map", "fn.py:late", "--from", "lines", "-j", "1")
     place.release("late2")
     process = place.start(*command)
-    place.await_told("late5")
+    worker = place.await_told("late5")
     await_that(lambda: len(_recorded(place)) == 4, "four results should be recorded")
     process.kill()
     process.wait()
+    await_that(lambda: not is_alive(worker), "the worker should be dead")
     place.release("late5")
     again = place.run(*command, "--resume")
     assert again.returncode == 0, again.stderr
@@ -273,6 +332,16 @@ def test_other_inputs_are_refused_on_resume(place):
     again = place.run("map", "fn.py:up", "--from", "lines", "--resume")
     assert again.returncode == 1
     assert "branch 0" in again.stderr
+
+
+def test_the_first_failure_may_end_it(place):
+    """With --fail-fast what hangs is killed as soon as one has failed; --resume goes on from there."""
+    (place.path / "lines").write_text("x\nbad\n")
+    place.write("fn.py", FUNCTIONS + "\ndef first(line):\n    return up(line) if 'bad' in line else hang(line)\n")
+    process = place.start("map", "fn.py:first", "--from", "lines", "-j", "2", "--fail-fast")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (1, "")
+    assert "1 failed, 1 killed or not begun" in err
 
 
 def test_results_on_a_terminal_are_not_torn_apart(place):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import signal
 import sqlite3
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from canobatch.journal.home import Home
 from tests.support.launched import Place, Screen
 from tests.support.watch import await_that, is_alive
 
@@ -110,11 +115,14 @@ def test_a_home_of_a_newer_version_is_told(place):
     """The index of a later version is left alone and named; runs need it only for their list."""
     place.write("small.py", SMALL)
     assert place.run("run", "small.py").returncode == 0
+    Home(place.home, "process").index_also({}, [])
     index = sqlite3.connect(place.home / "home.db")
     with index:
         index.execute("UPDATE canobatch_schema SET version = 99 WHERE component = 'runs'")
     index.close()
-    done = place.run("run", "small.py")
+    assert place.run("run", "small.py").returncode == 0
+    done = place.run("runs")
+    assert done.returncode == 1
     assert f"{place.home / 'home.db'} has version 99" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -220,6 +228,40 @@ def test_a_closed_standard_output_does_not_spoil_a_run(place):
     assert "Exception" not in stderr
 
 
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+def test_streams_that_were_closed_before_do_not_matter(place, closed):
+    """`canobatch run >&-`: what gets their numbers is no file or socket of ours."""
+    place.write("small.py", SMALL)
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = place.start("run", "small.py", **streams, preexec_fn=lambda: [os.close(number) for number in closed])
+    assert process.wait(60) == 0
+    assert json.loads(place.run("runs", "--json").stdout)[0]["status"] == "completed"
+
+
+@pytest.mark.parametrize(("command", "code"), [("run", 0), ("check", 0), ("frobnicate", 2), ("show", 2)])
+def test_a_full_log_of_progress_does_not_end_a_run(place, command, code):
+    """Nothing depends on standard error but what is told there, not the exit code either."""
+    place.write("small.py", SMALL)
+    with Path("/dev/full").open("w") as full:
+        process = place.start(command, "small.py", stdout=subprocess.DEVNULL, stderr=full)
+        assert process.wait(60) == code
+
+
+def test_ctrl_c_while_it_is_loaded_is_silent(place):
+    """There is no traceback of what is just being imported; the shell sees the signal."""
+    reader, writer = os.pipe()
+    # What python -v has to say of the imports does not fit: it stops among them.
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    place.program = (sys.executable, "-v", "-m", "canobatch")
+    process = place.start("runs", stderr=writer)
+    os.close(writer)
+    with os.fdopen(reader, errors="replace") as told:
+        assert any("canobatch/cli/app" in line for line in told)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == -signal.SIGINT
+        assert "Traceback" not in told.read()
+
+
 def test_two_runs_of_a_name_do_not_overlap(place):
     """The second is told at once, skips, or waits; and a name is free when its holder was killed."""
     place.write("long.py", LONG)
@@ -241,6 +283,37 @@ def test_two_runs_of_a_name_do_not_overlap(place):
     process.wait()
     assert waiting.wait(60) == 0
     assert (place.path / "reported.told").exists()
+
+
+@pytest.mark.parametrize(
+    ("policy", "code", "status"), [("cancel-old", 1, "cancelled"), ("kill-old", -signal.SIGKILL, "interrupted")]
+)
+def test_a_new_run_takes_the_place_of_the_old_one(place, policy, code, status):
+    """Of the same name: the old one is cancelled, or its process killed, and then the new one begins."""
+    place.write("long.py", LONG)
+    place.write("small.py", SMALL)
+    old = place.start("run", "long.py", "--name", "one")
+    run_id = old.stdout.readline().split()[1]
+    pid = place.await_told("long")
+    new = place.run("run", "small.py", "--name", "one", "--on-overlap", policy)
+    assert new.returncode == 0, new.stderr
+    assert "completed" in new.stdout
+    assert run_id in new.stderr
+    assert old.wait(60) == code
+    assert not is_alive(pid)
+    assert {run["run_id"]: run["status"] for run in json.loads(place.run("runs", "--json").stdout)}[run_id] == status
+
+
+def test_a_run_that_is_remembered_nowhere_is_not_replaced(place):
+    """Without a journal it cannot be found; that is told, and it goes on."""
+    place.write("long.py", LONG)
+    old = place.start("run", "long.py", "--name", "one", "--no-journal")
+    place.await_told("long")
+    refused = place.run("run", "long.py", "--name", "one", "--on-overlap", "cancel-old")
+    assert refused.returncode == 75
+    assert "keeps no journal" in refused.stderr
+    place.release("long")
+    assert old.wait(60) == 0
 
 
 def test_a_name_and_an_error_of_ten_thousand_letters(place):
@@ -278,6 +351,39 @@ def test_a_home_that_cannot_be_used_is_told(place):
 
 
 # -- on a terminal
+
+
+def test_a_terminal_that_is_closed_does_not_cut_the_cancel_short(place):
+    """It is told of twice, by kernel and shell: the run is cancelled as by any first signal, and can be resumed."""
+    place.write("long.py", LONG)
+    screen = Screen(place, "run", "long.py")
+    screen.wait_for("long", "workers busy")
+    pid = place.await_told("long")
+    screen.close()
+    place.screens.clear()
+    for _ in range(2):
+        screen.process.send_signal(signal.SIGHUP)
+    assert screen.process.wait(60) == 129
+    assert not is_alive(pid)
+    (run,) = json.loads(place.run("runs", "--json").stdout)
+    assert run["status"] == "cancelled"
+    place.release("long")
+    again = place.run("resume", "last")
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_terminal_that_is_closed_ends_nothing_under_nohup(place):
+    """Where a hang-up is ignored, a run whose terminal is gone goes to its end."""
+    place.write("long.py", LONG)
+    ignoring = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
+    screen = Screen(place, "run", "long.py", preexec_fn=ignoring)
+    screen.wait_for("long", "workers busy")
+    screen.close()
+    place.screens.clear()
+    screen.process.send_signal(signal.SIGHUP)
+    place.release("long")
+    assert screen.process.wait(60) == 0
+    assert json.loads(place.run("runs", "--json").stdout)[0]["status"] == "completed"
 
 
 def test_progress_is_live_on_a_terminal(place):

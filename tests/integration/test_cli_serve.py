@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
+import re
+import select
 import signal
 import socket
 import sqlite3
+import threading
+from types import SimpleNamespace
 
 import pytest
 
+from canobatch.cli.serve import _watchdog
 from tests.support.launched import Place
 from tests.support.watch import await_that, is_alive
 
@@ -26,11 +30,16 @@ def long(ctx):
     hold("long")
     return "done"
 
+def named(ctx):
+    hold(ctx.params["name"])
+    return "done"
+
 def fail():
     raise ValueError("no luck")
 
 quick = Workflow("quick").register("work", work).add_exit_state("done")
 slow = Workflow("slow").register("long", long).add_exit_state("done")
+many = Workflow("many").register("named", named).add_exit_state("done")
 bad = Workflow("bad").register("fail", fail).add_exit_state("done")
 flows = (
     Scheduler()
@@ -38,6 +47,7 @@ flows = (
     .cron("nightly", quick, "work", "30 1 * * *", "Europe/Paris")
     .manual("hand", quick, "work")
     .manual("slow", slow, "long")
+    .manual("many", many, "named", overlap="allow")
     .manual("bad", bad, "fail", pause_on_failure=True)
 )
 """
@@ -71,7 +81,7 @@ def test_flows_are_served_listed_triggered_and_paused(place):
     process = serve(place)
     await_that(lambda: ran(place), "a tick should have run")
     flows = {flow["id"]: flow for flow in json.loads(place.run("flows", "--json").stdout)}
-    assert set(flows) == {"often", "nightly", "hand", "slow", "bad"}
+    assert set(flows) == {"often", "nightly", "hand", "slow", "many", "bad"}
     assert flows["nightly"]["schedule"] == "cron '30 1 * * *' in Europe/Paris"
     assert "often" in place.run("flows").stdout
     done = place.run("trigger", "hand", "-p", "n=3")
@@ -115,11 +125,96 @@ def test_a_failure_pauses_and_reset_and_unpause_let_it_run_again(place):
         return next(flow for flow in json.loads(place.run("flows", "--json").stdout) if flow["id"] == "bad")
 
     await_that(lambda: bad()["status"] == "paused", "the failure should pause it")
+    told = next(line for line in process.stderr if "flow bad: run" in line and "begins" not in line)
+    assert "ERROR" in told
+    assert "failed after" in told
+    assert "no luck" in told
     assert "no luck" in bad()["last_error"]
+    assert "last error of bad: TaskError" in place.run("flows").stdout
     assert place.run("reset", "bad").returncode == 0
     assert bad()["failure_streak"] == 0
     process.terminate()
+    assert re.search(r"flow bad: run \S+ failed.*no luck", process.stderr.read())
     process.wait(60)
+
+
+def statuses(place):
+    return {run["run_id"]: run["status"] for run in json.loads(place.run("runs", "--json").stdout)}
+
+
+def test_one_run_of_a_server_is_cancelled(place):
+    """That run's process dies, and it is told when it has ended; other runs, of its flow too, and the server go on."""
+    process = serve(place)
+    stays = place.run("trigger", "many", "-p", "name=stays").stdout.strip()
+    pid = place.await_told("stays")
+    # Of a flow whose runs may overlap, and of one whose may not; one at a time, as there may be only two workers.
+    for flow, name in (("many", "goes"), ("slow", "long")):
+        run_id = place.run("trigger", flow, "-p", f"name={name}").stdout.strip()
+        cancelled = place.await_told(name)
+        done = place.run("cancel", run_id)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.splitlines() == [
+            f"run {run_id} of flow {flow} is being cancelled; its scheduler goes on",
+            f"run {run_id} has ended: cancelled",
+        ]
+        assert not is_alive(cancelled)
+        again = place.run("cancel", run_id)
+        assert again.returncode == 1
+        assert "does not run: cancelled" in again.stderr
+    assert is_alive(pid)
+    assert statuses(place)[stays] == "running"
+    place.release("stays")
+    await_that(lambda: statuses(place)[stays] == "completed", "the other run should come to its end")
+    before = len(ran(place))
+    await_that(lambda: len(ran(place)) > before, "ticks should go on")
+    process.terminate()
+    assert process.wait(60) == 143
+
+
+def test_a_server_that_does_not_hear_cancels_nothing_later(place):
+    """What was not taken in time is reported and withdrawn; --now kills the server, and says what else it ran."""
+    process = serve(place)
+    ids = {}
+    for name in ("one", "two"):
+        ids[name] = place.run("trigger", "many", "-p", f"name={name}").stdout.strip()
+        place.await_told(name)
+    process.send_signal(signal.SIGSTOP)
+    deaf = place.run("cancel", ids["one"])
+    assert deaf.returncode == 1
+    assert f"process {process.pid} has not heard of it in 5 s; --now kills it" in deaf.stderr
+    process.send_signal(signal.SIGCONT)
+    assert place.run("trigger", "hand").returncode == 0
+    assert {statuses(place)[run_id] for run_id in ids.values()} == {"running"}
+    done = place.run("cancel", ids["one"], "--now")
+    assert done.returncode == 0, done.stderr
+    assert f"process {process.pid} killed, and with it " in done.stderr
+    assert ids["two"] in done.stderr
+    assert process.wait(60) == -signal.SIGKILL
+    assert {statuses(place)[run_id] for run_id in ids.values()} == {"interrupted"}
+
+
+def test_a_run_beside_a_server_hears_its_own_cancel_only(place):
+    """What wakes schedulers of the home does not touch a run of `canobatch run` in it, which can be cancelled too."""
+    place.write(
+        "beside.py",
+        "def held():\n    hold('beside')\n    return 'done'\n"
+        "flow = Workflow('beside').register('held', held).add_exit_state('done')\n",
+    )
+    server = serve(place)
+    process = place.start("run", "beside.py")
+    run_id = process.stdout.readline().split()[1]
+    place.await_told("beside")
+    for command in (("trigger", "hand"), ("pause", "hand"), ("unpause", "hand")):
+        assert place.run(*command).returncode == 0
+    assert place.run("doctor", "--fix").returncode == 0
+    assert statuses(place)[run_id] == "running"
+    done = place.run("cancel", run_id)
+    assert done.returncode == 0, done.stderr
+    assert f"run {run_id} has ended: cancelled" in done.stderr
+    assert process.wait(60) == 1
+    assert server.poll() is None
+    server.terminate()
+    assert server.wait(60) == 143
 
 
 def test_a_signal_drains(place):
@@ -177,20 +272,66 @@ def test_two_servers_share_the_ticks(place):
     assert len(ticks) == len(set(ticks))
 
 
-def test_systemd_is_told(place):
-    """READY once it serves, STOPPING at the end; over the socket that systemd names."""
+@pytest.fixture
+def systemd(place, monkeypatch):
+    """The socket over which systemd is told, named as it names it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.bind(str(place.path / "notify"))
         channel.settimeout(60)
-        os.environ["NOTIFY_SOCKET"] = str(place.path / "notify")
-        try:
-            process = serve(place)
-        finally:
-            del os.environ["NOTIFY_SOCKET"]
-        assert channel.recv(1000).decode().startswith("READY=1\nSTATUS=5 flows")
-        process.terminate()
-        assert channel.recv(1000) == b"STOPPING=1"
-        assert process.wait(60) == 143
+        monkeypatch.setenv("NOTIFY_SOCKET", str(place.path / "notify"))
+        yield channel
+
+
+def test_systemd_is_told(place, systemd):
+    """READY once it serves, STOPPING at the end, and nothing else: it has not asked for a watchdog."""
+    process = serve(place)
+    assert systemd.recv(1000).decode().startswith("READY=1\nSTATUS=6 flows")
+    process.terminate()
+    assert systemd.recv(1000) == b"STOPPING=1"
+    assert process.wait(60) == 143
+
+
+def test_the_watchdog_of_systemd_is_told_as_long_as_the_scheduler_answers(place, systemd, monkeypatch):
+    """WATCHDOG comes again and again, while it drains too; not if it was asked of another process."""
+    monkeypatch.setenv("WATCHDOG_USEC", "200000")
+    process = serve(place)
+    assert systemd.recv(1000).startswith(b"READY=1")
+    assert [systemd.recv(1000) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+    assert place.run("trigger", "slow").returncode == 0
+    place.await_told("long")
+    process.terminate()
+    while (told := systemd.recv(1000)) != b"STOPPING=1":
+        assert told == b"WATCHDOG=1"
+    assert systemd.recv(1000) == b"WATCHDOG=1"
+    place.release("long")
+    assert process.wait(60) == 143
+    while select.select([systemd], [], [], 0)[0]:
+        systemd.recv(1000)
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    other = serve(place)
+    assert systemd.recv(1000).startswith(b"READY=1")
+    other.terminate()
+    assert systemd.recv(1000) == b"STOPPING=1"
+    assert other.wait(60) == 143
+
+
+def test_the_watchdog_of_systemd_is_not_told_of_a_scheduler_that_hangs(systemd, monkeypatch):
+    """As long as it does not answer nothing is said; when it does again, so is the watchdog told."""
+    monkeypatch.setenv("WATCHDOG_USEC", "20000")
+    asked, answers = threading.Event(), threading.Event()
+
+    def hangs():
+        asked.set()
+        answers.wait(60)
+
+    with _watchdog(SimpleNamespace(list=hangs)):
+        assert asked.wait(60)
+        assert not select.select([systemd], [], [], 0)[0]
+        answers.set()
+        assert systemd.recv(1000) == b"WATCHDOG=1"
+    await_that(
+        lambda: all(thread.name != "canobatch-watchdog" for thread in threading.enumerate()), "its thread should end"
+    )
 
 
 def test_logs_can_be_json(place):

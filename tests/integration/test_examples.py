@@ -401,3 +401,17 @@ def test_download_without_a_network(run_example: RunExample) -> None:
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     assert "cannot fetch https://www.gutenberg.org/" in done.stderr
+
+
+def test_what_other_tools_do_is_done_here(output_of: OutputOf) -> None:
+    """Each way over ends with what the other tool would have given."""
+    lines = output_of("coming_from.py").splitlines()
+    found = {line.split()[0]: line.partition(" ")[2].strip() for line in lines[:-1]}
+    assert lines[-1] == f"{len(found)} ways over"
+    assert found["joblib"] == "[0, 1, 4, 9, 16]"
+    assert found["imap_unordered"] == "30"
+    assert "killed" in found["pebble"]
+    assert "ZeroDivisionError" in found["pebble"]
+    assert found["as_completed"] == "well; the other was killed"
+    assert found["orchestrators"] == "['a', 'b']"
+    assert found["apscheduler"] == "done, next at 01:30"

@@ -161,3 +161,53 @@ assert journal.runs() == []
         done = run_script(source, f"{place}/home")
     assert done.returncode == 0, done.stderr
     assert "cannot be" in done.stdout
+
+
+def test_a_run_on_a_full_disk_goes_on_when_there_is_room(tmp_path):
+    """A run with every kind of state, on disks that fill up sooner or later: errors, and in the end the same store."""
+    source = f"""{HEAD}
+from pathlib import Path
+from canobatch.journal import MemoryJournal
+from canobatch.testing import InlineBackend
+from tests.support.journaled import content
+from tests.support.whole import W, executions, parameters, whole
+
+mount = Path(place).parent
+marks = Path({str(tmp_path)!r})
+backend = InlineBackend()
+(marks / "wanted").mkdir()
+run = whole(marks / "wanted", MemoryJournal()).start(W.START, pool=backend, params=parameters(marks / "wanted"))
+assert run.wait() is W.DONE
+wanted, once = content(run.store), executions(marks / "wanted")
+full = 0
+for number, room in enumerate([1, 30, 60, 100, 150, 250, 500, 1000, 1100, 1200, 2100, 2200, 2300]):
+    (marks / str(number)).mkdir()
+    workflow = whole(marks / str(number), SqliteJournal(mount / str(number)))
+    disk = os.statvfs(mount)
+    ballast = mount / "ballast"
+    ballast.write_bytes(bytes(max(0, disk.f_bavail * disk.f_frsize - room * 1024)))
+    params = parameters(marks / str(number))
+    try:
+        workflow.orchestrate(W.START, pool=backend, run_id="r", params=params)
+    except JournalError as error:
+        assert error.reason == "full", error.reason
+        full += 1
+    ballast.unlink()
+    try:
+        run = workflow.start_resume("r", pool=backend)
+    except JournalError as error:
+        assert "begin it anew" in str(error) or "no run r" in str(error), str(error)
+        run = workflow.start(W.START, pool=backend, run_id="r", params=params)
+    assert run.wait() is W.DONE
+    assert content(run.store) == wanted, room
+    found = executions(marks / str(number))
+    assert once - found == {{}}
+    assert max((found - once).values(), default=0) <= 2, found - once
+    assert workflow.journal.runs()[0].status == "completed"
+    workflow.journal.prune()
+assert full >= 8, full
+print("done")
+"""
+    done = run_in_namespace(tmp_path, "mount -t tmpfs -o size=12m tmpfs {place}", source)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "done"

@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -367,6 +368,34 @@ def test_worker_resources_are_torn_down_when_the_pool_closes(tmp_path):
     assert down == sorted(down)
 
 
+class Exiting(Loaded):
+    """Calls ``sys.exit`` in a hook."""
+
+    def __init__(self, place, hook):
+        super().__init__(place, "exiting")
+        self.hook = hook
+
+    def setup(self):
+        if self.hook == "setup":
+            sys.exit(3)
+
+    def teardown(self):
+        sys.exit(3)
+
+
+def test_a_hook_that_exits_has_failed_like_any_other(tmp_path):
+    """In a worker too: a setup fails its attempt by the resource's name, a teardown keeps no other from its own."""
+    resources = {"loaded": Loaded(tmp_path), "no": Exiting(tmp_path, "setup"), "late": Exiting(tmp_path, "teardown")}
+
+    def ask(ctx, item):
+        ctx.resource("loaded"), ctx.resource("late")
+        return ctx.resource("no")
+
+    with WorkerPool(1) as pool, pytest.raises(JoinError, match=r"resource 'no': setup\(\) failed: SystemExit: 3"):
+        using(ask, [0], resources).orchestrate("s", pool=pool)
+    assert len(begins(tmp_path, "down-loaded")) == 1
+
+
 def test_worker_resources_are_torn_down_when_a_worker_is_replaced(tmp_path):
     """A worker that has served its calls ends normally, and its successor sets up anew."""
     flow = using(use, range(3), {"loaded": Loaded(tmp_path)})
@@ -385,6 +414,17 @@ def test_worker_resources_go_with_their_workflow(tmp_path):
         gc.collect()
         await_that(lambda: begins(tmp_path, "down"), "it should be torn down")
         assert_works(pool)
+
+
+def test_the_resources_of_one_workflow_go_and_those_of_others_stay():
+    """A worker that has served several workflows lives on when one of them is no more."""
+    with WorkerPool(1, spares=0) as pool:
+        flows = [using(lambda ctx, item: os.getpid(), [0], {"run": Noted("run", [])}) for _ in range(3)]
+        pids = {values(flow, pool)[0] for flow in flows}
+        del flows[1]
+        gc.collect()
+        assert {values(flow, pool)[0] for flow in flows} == pids
+    assert len(pids) == 1
 
 
 def test_a_killed_worker_tears_down_nothing_and_its_successor_sets_up(tmp_path):

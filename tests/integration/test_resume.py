@@ -31,28 +31,12 @@ from canobatch.errors import (
     VersionMismatchError,
 )
 from canobatch.journal import MemoryJournal, RunStatus, SqliteJournal
+from tests.support.dying import Crash, Dying
 from tests.support.journaled import UNDISTURBED, S, content, everything, mark, marks
 from tests.support.watch import is_alive
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = JoinStrategy.all()
-
-
-class Crash(BaseException):
-    """What a point raises in place of the process's death."""
-
-
-class Dying:
-    """From its n-th point on, nothing more happens: no call of the journal gets through."""
-
-    def __init__(self, number=None):
-        self.number = number
-        self.passed = []
-
-    def __call__(self, name):
-        self.passed.append(name)
-        if self.number is not None and len(self.passed) >= self.number:
-            raise Crash(name)
 
 
 @pytest.fixture
@@ -226,8 +210,8 @@ def simple(place, journal, join=None, items=None, work=None, **facts):
     )
 
 
-#: After the transaction that made the first accepted branch durable.
-RECORDED = ("an accepted branch is durable", 1)
+#: After the transaction that made the first end of an attempt durable.
+RECORDED = ("an attempt is durable", 1)
 
 
 def interrupt(workflow, points, pool, at, **options):
@@ -237,10 +221,9 @@ def interrupt(workflow, points, pool, at, **options):
 
     def hook(point):
         passed[point] += 1
-        if point == "journal.write.before":
-            passed["on its way"] = passed["engine.accept.after"]
-        if point == "journal.write.after" and passed["on its way"]:
-            passed[RECORDED[0]] += 1
+        # What a transaction holds was settled before it began, so only the journal can tell.
+        if point == "journal.write.after" and name == RECORDED[0]:
+            passed[name] += bool(workflow.journal.run("r").attempts)
         if passed[name] >= number:
             raise Crash(point)
 
@@ -308,8 +291,7 @@ def test_interrupted_retries_go_on_counting(shared_pool, tmp_path, points):
             .add_exit_state("DONE")
         )
 
-    # The 1st write says what the pool's processes carry, the 2nd has the first retry.
-    interrupt(flow(), points, shared_pool, ("journal.write.after", 2))
+    interrupt(flow(), points, shared_pool, RECORDED)
     run = flow().start_resume("r", pool=shared_pool)
     assert run.wait() == "DONE"
     assert run.store.get("v") == [3]

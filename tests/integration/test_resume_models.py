@@ -12,25 +12,9 @@ from canobatch import RunCancelledError, TaskError, Workflow, _faults
 from canobatch.errors import CompensationError, JournalError, RunNotFoundError
 from canobatch.journal import MemoryJournal, RunStatus, SqliteJournal
 from canobatch.models import CompensatableTask
+from tests.support.dying import Crash, Dying
 from tests.support.journaled import content, mark, marks
 from tests.support.journaled_models import Deed, Wait, models
-
-
-class Crash(BaseException):
-    """What a point raises in place of the process's death."""
-
-
-class Dying:
-    """From its n-th point on, nothing more happens: no call of the journal gets through."""
-
-    def __init__(self, number=None):
-        self.number = number
-        self.passed = []
-
-    def __call__(self, name):
-        self.passed.append(name)
-        if self.number is not None and len(self.passed) >= self.number:
-            raise Crash(name)
 
 
 @pytest.fixture

@@ -176,7 +176,8 @@ def test_losers_killed_at_any_step_leave_nothing(kind, run_script, tmp_path):
     """The same when it is the pool that kills, for a winner, while losers stand still at these steps."""
     source = """
 store = new_store()
-with WorkerPool(3) as pool:
+# With so many workers at rest, whether or not a call had to wait for one.
+with WorkerPool(3, spares=0) as pool:
     def race(*names):
         places = [f"{arguments[0]}/{name}" for name in names]
         for place in places:

@@ -38,6 +38,7 @@ class Place:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.home = path / "home"
+        self.program: tuple[str, ...] = PROGRAM
         self.started: list[subprocess.Popen] = []
         self.screens: list[Screen] = []
 
@@ -53,7 +54,7 @@ class Place:
     def run(self, *args: object, stdin: str | None = None, timeout: float = 90.0, **env: str):
         """Run a command to its end."""
         return subprocess.run(
-            [*PROGRAM, *map(str, args)],
+            [*self.program, *map(str, args)],
             cwd=self.path,
             env=self.env(**env),
             input=stdin,
@@ -67,7 +68,9 @@ class Place:
     def start(self, *args: object, **options) -> subprocess.Popen:
         """Start a command."""
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-        process = subprocess.Popen([*PROGRAM, *map(str, args)], cwd=self.path, env=self.env(), text=True, **options)
+        process = subprocess.Popen(
+            [*self.program, *map(str, args)], cwd=self.path, env=self.env(), text=True, **options
+        )
         self.started.append(process)
         return process
 
@@ -94,17 +97,18 @@ class Place:
 class Screen:
     """A pseudo-terminal with a command on it."""
 
-    def __init__(self, place: Place, *args: object, **env: str) -> None:
+    def __init__(self, place: Place, *args: object, preexec_fn=None, **env: str) -> None:
         self._master, slave = pty.openpty()
         self.text = ""
         self.process = subprocess.Popen(
-            [*PROGRAM, *map(str, args)],
+            [*place.program, *map(str, args)],
             cwd=place.path,
             env=place.env(**{"TERM": "xterm-256color", **env}),
             stdin=slave,
             stdout=slave,
             stderr=slave,
             start_new_session=True,
+            preexec_fn=preexec_fn,  # noqa: PLW1509 - pytest has no thread that holds a lock then
         )
         place.started.append(self.process)
         place.screens.append(self)

@@ -6,7 +6,8 @@ import logging
 
 from canobatch import MemoryStore, TaskContext
 from canobatch.errors import ConfigurationError, WorkflowError
-from canobatch.models import ItemResult, perform
+from canobatch.models import ItemResult
+from canobatch.models.base import perform
 from canobatch.resources import Resources
 
 

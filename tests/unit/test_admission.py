@@ -114,6 +114,41 @@ def test_a_place_that_comes_free_wakes_the_split():
     assert places.free == 0
 
 
+def test_splits_that_share_a_bulkhead_take_turns():
+    """Who gives a place back does not get it again while another split waits for it."""
+    places = Semaphore(1)
+    (first, _), (second, _) = gate(places), gate(places)
+    calls = stand(first, TaskConfig(), 0, 1, 2)
+    (other, _) = stand(second, TaskConfig(), 0, 1)
+    assert (gone(first), gone(second)) == (([0], []), ([], []))
+    first.leave(calls[0], True)
+    assert (gone(second), gone(first)) == (([], []), ([1], []))
+    first.leave(calls[1], True)
+    assert (gone(first), gone(second)) == (([], []), ([0], []))
+    second.leave(other, True)
+    assert gone(second) == ([], [])
+    second.close()
+    assert gone(first) == ([2], [])
+
+
+def test_a_split_that_could_not_use_a_place_holds_up_nobody():
+    """Without a free worker, or a token, it does not stand in the bulkhead's line."""
+    places, bucket = Semaphore(1), RateLimiter(1, per=NEVER)
+    (first, _), (second, _) = gate(places), gate(places)
+    stand(first, TaskConfig(rate_limiter=bucket), 0, 1)
+    stand(second, TaskConfig(), 0, 1)
+    held = places.acquire()
+    assert (gone(first), gone(second)) == (([], []), ([], []))
+    assert len(places._line) == 2
+    assert gone(first, slots=0) == ([], [])
+    assert len(places._line) == 1
+    assert gone(first) == ([], [])
+    bucket.acquire()
+    held.release()
+    assert gone(first) == ([], [])
+    assert gone(second) == ([0], [])
+
+
 def test_closing_gives_everything_back():
     """The split has ended: places are free, nobody is told any more, breakers have heard nothing."""
     places, breaker = Semaphore(2), CircuitBreaker(1, NEVER)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import threading
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from canobatch.errors import ConfigurationError, RateLimitedError, ResourceError
 from canobatch.limits import MultiRateLimiter, RateLimiter, Semaphore, WindowedRateLimiter
+from tests.support.watch import await_that
 
 
 def takes(limiter, now, cost=1):
@@ -332,8 +334,8 @@ def test_many_threads_never_get_more_than_there_is(limiter, most):
 def test_a_semaphore_has_so_many_places():
     """Places that are given away come back, once each."""
     places = Semaphore(2)
-    first, second = places.admit(0.0), places.admit(0.0)
-    assert places.admit(0.0) is None
+    first, second = places.admit(0, 0.0), places.admit(0, 0.0)
+    assert places.admit(0, 0.0) is None
     places.give_back(first, None, 0.0)
     places.give_back(first, None, 0.0)
     assert places.report(0.0) == 1
@@ -373,6 +375,48 @@ def test_who_waits_for_a_place_gets_it_when_it_comes_free():
     thread.join(60.0)
     assert len(got) == 1
     assert places.free == 1
+
+
+def test_places_go_to_those_that_wait_in_the_order_they_came():
+    """As many as are free may go, who has no turn waits for them, and who leaves the line holds up nobody."""
+    places = Semaphore(2)
+    held = [places.admit(0, 0.0), places.admit(0, 0.0)]
+    first, second, third = (places.stand_in_line(0, 0.0) for _ in range(3))
+    assert places.stand_in_line(second, 0.0) == second
+    places.give_back(held[0], None, 0.0)
+    assert [places.admit(turn, 0.0) for turn in (0, third, second)] == [None] * 3
+    places.give_back(held[1], None, 0.0)
+    assert places.admit(third, 0.0) is None
+    assert places.admit(second, 0.0)
+    assert places.admit(third, 0.0) is None
+    places.leave_line(first, 0.0)
+    assert places.admit(0, 0.0) is None
+    ticket = places.admit(third, 0.0)
+    places.give_back(ticket, None, 0.0)
+    assert places.admit(0, 0.0)
+
+
+def test_threads_that_wait_are_let_in_in_order():
+    """Each time the one that came first; one that gives up lets those behind it pass."""
+    places, order, threads = Semaphore(1), [], []
+    held = places.acquire()
+
+    def wait(name, timeout):
+        with suppress(ResourceError), places.acquire(timeout=timeout):
+            order.append(name)
+
+    for name, timeout in (("a", 60.0), ("gives up", 0.5), ("b", 60.0), ("c", 60.0)):
+        stood = len(places._line)
+        threads.append(threading.Thread(target=wait, args=(name, timeout)))
+        threads[-1].start()
+        await_that(lambda stood=stood: len(places._line) > stood, f"{name} should stand in line")
+    threads[1].join()
+    assert places.try_acquire() is None
+    held.release()
+    for thread in threads:
+        thread.join(60.0)
+    assert order == ["a", "b", "c"]
+    assert places.try_acquire()
 
 
 class Holds:

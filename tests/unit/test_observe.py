@@ -108,6 +108,24 @@ def test_flows_are_told_by_their_names(caplog):
     assert observer.runs == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "reason", "level", "text"),
+    [
+        ("finished", "", "INFO", "flow 'nightly' finished"),
+        ("failed", "ValueError: no", "ERROR", "flow 'nightly' failed: ValueError: no"),
+        ("interrupted", "", "WARNING", "flow 'nightly' interrupted"),
+    ],
+)
+def test_how_a_run_of_a_flow_ended_is_told(kind, reason, level, text, caplog):
+    """The level says whether to look at it, the plain data which of the endings it is."""
+    event = Event("r1", 1, BEGAN, "flow_ended", detail=FlowRecord("nightly", BEGAN, kind, run_id="r1", reason=reason))
+    with caplog.at_level(logging.INFO, "test.runs"):
+        LoggingObserver("test.runs").on_event(event)
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage()) == (level, f"run r1: {text}")
+    assert (event.to_dict()["outcome"], event.to_dict()["reason"]) == (kind, reason)
+
+
 def test_they_are_logged_at_the_level_they_are_worth(caplog):
     """Runs and states at INFO, branches at DEBUG, what went wrong above; with the facts as attributes."""
     observer = LoggingObserver("test.runs")

@@ -1114,6 +1114,21 @@ def test_observers_hear_of_fired_and_skipped_ticks(clock, body, launch, make):
     assert running.status("f").status is FlowStatus.RUNNING
 
 
+def test_observers_hear_how_runs_of_flows_ended(body, launch, make):
+    """Each run that fired ends with one event, which says how."""
+    ours = Recorder()
+    running = launch(make().with_observer(ours).manual("f", body.workflow, "start"))
+    running.trigger("f").wait(NEVER)
+    body.error = ValueError("no luck")
+    with pytest.raises(TaskError):
+        running.trigger("f").wait(NEVER)
+    await_that(lambda: len(ours.events) == 4, "two beginnings and two ends should be told")
+    assert [event.kind for event in ours.events] == ["flow_fired", "flow_ended"] * 2
+    assert [event.run_id for event in ours.events[::2]] == [event.run_id for event in ours.events[1::2]]
+    assert [event.detail.kind for event in ours.events[1::2]] == ["finished", "failed"]
+    assert "no luck" in ours.events[3].detail.reason
+
+
 def test_an_observer_may_ask_and_stop_the_scheduler(clock, body, make):
     """It is told without a lock held, in the scheduler's thread, which can be stopped from there."""
     seen = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 import pickle
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -289,6 +290,7 @@ def test_bound_values_are_not_replaced_by_the_context(fn, result):
     [
         (needs_two, (1, 0), "needs_two(ctx, item) must take (ctx) or no argument"),
         (nothing, (2,), "nothing() must take (ctx, item)"),
+        (math.sqrt, (2,), "must take (ctx, item); what takes the item alone is given as lambda ctx, item: f(item)"),
         (keyword_only, (1, 0), "keyword_only(*, ctx) must take"),
         (Count(1).run, (2,), "Count.run(ctx) must take (ctx, item)"),
     ],

@@ -64,6 +64,65 @@ def test_a_misspelt_command_is_suggested(run, typed, meant):
     assert meant in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("run x.py --name=", "a name; it must not be empty"),
+        ("run x.py --on-overlap skip", "only with --name NAME"),
+        ("run x.py --home=", "write . for the current one"),
+        ("run x.py --timeout inf", "is not a duration above 0"),
+        ("map x.py --memory-limit inf", "a number of bytes above 0"),
+        ("map x.py --memory-limit 0", "a number of bytes above 0"),
+        ("map x.py --memory-limit -5", "a number of bytes above 0"),
+        ("map x.py --memory-limit 5X", "a number of bytes above 0; write 1000000, 512M or 2G\n"),
+        *(
+            (f"map x.py --join {join}", "one of all, any, quorum=3, percentage=90, deadline=10m\n")
+            for join in (
+                "quorum",
+                "quorum=0",
+                "quorum=1.5",
+                "percentage=0",
+                "percentage=200",
+                "percentage=nan",
+                "percentage=inf%",
+                "deadline=0",
+                "deadline=-1",
+                "deadline=inf",
+                "all=3",
+                "most",
+            )
+        ),
+        ("init json", "would hide the module of that name"),
+        ("init class", "cannot be imported"),
+    ],
+)
+def test_impossible_values_are_wrong_usage(run, workplace, typed, words):
+    """What no run could use is refused in one line before anything is loaded or written."""
+    done = run(*typed.split())
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert list(workplace.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["show", "logs", "resume", "cancel"])
+def test_an_empty_run_is_no_run(run, name):
+    """`canobatch cancel "$RUN"` with a variable that is not set must not take the only run there is."""
+    done = run(name, "")
+    assert done.exit_code == 2
+    assert "RUN is empty" in done.stderr
+
+
+def test_ctrl_c_while_a_command_is_found_is_130(run, monkeypatch):
+    """Also before there is a command that could tell it."""
+
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("canobatch.cli.app.load_command", interrupted)
+    done = run("runs")
+    assert (done.exit_code, done.stderr) == (130, "Error: interrupted\n")
+
+
 def test_a_misspelt_option_is_suggested(run, workplace):
     """So is an option."""
     done = run("run", "x.py", "--jbos", "2")
@@ -83,9 +142,9 @@ IMPORTED = (
 @pytest.mark.parametrize(
     ("args", "strangers"),
     [
-        (["--help"], {"loky", "rich", "croniter", "sqlite3", "multiprocessing", "platformdirs", "filelock", "psutil"}),
+        (["--help"], {"loky", "rich", "croniter", "sqlite3", "multiprocessing", "platformdirs", "psutil"}),
         (["run", "--help"], {"loky", "rich", "croniter", "sqlite3", "multiprocessing", "canobatch.workflow"}),
-        (["runs"], {"loky", "rich", "croniter", "multiprocessing", "canobatch.workflow", "canobatch.pool", "filelock"}),
+        (["runs"], {"loky", "rich", "croniter", "multiprocessing", "canobatch.workflow", "canobatch.pool"}),
         (["init", "--help"], {"loky", "rich", "croniter", "sqlite3", "multiprocessing", "canobatch.workflow"}),
     ],
 )
@@ -282,4 +341,4 @@ def test_the_script_is_declared():
     import tomllib
 
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
-    assert project["scripts"] == {"canobatch": "canobatch.cli:main"}
+    assert project["scripts"] == {"canobatch": "canobatch.__main__:main"}

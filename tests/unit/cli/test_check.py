@@ -76,7 +76,7 @@ def test_a_sound_target_passes(run, workplace):
     (workplace / "good_flow.py").write_text(GOOD)
     done = run("check", "good_flow.py")
     assert (done.exit_code, done.stdout) == (0, "")
-    assert "flow, flows: no problems" in done.stderr
+    assert "no problems (checked: flow, flows)" in done.stderr
 
 
 def test_a_bad_cron_expression_is_found(run, workplace):
@@ -112,6 +112,72 @@ def test_a_state_in_which_runs_begin_is_reached(run, workplace):
     )
     assert run("check", "two_starts.py").exit_code == 3
     assert run("check", "two_starts.py", "--initial", "start", "--initial", "again").exit_code == 0
+
+
+RESOURCES = """
+from enum import Enum
+from canobatch import JoinConfig, JoinStrategy, Resource, Task, TaskConfig, Workflow
+from canobatch.models import Node
+
+class Key(Enum):
+    DB = 1
+
+class Model(Resource):
+    scope = "worker"
+
+class Count(Task):
+    def run(self, ctx):
+        return [ctx.resources[key] for key in ("model",)] + [ctx.resource(Key.DB)]
+
+class Fine(Task):
+    config = TaskConfig(where="parent")
+    def run(self, ctx):
+        return ctx.resource(Key.DB).next
+
+class Load(Node):
+    def prep(self, ctx):
+        return ctx.resource(key="files")
+    def exec(self, value):
+        return value
+    def post(self, ctx, result):
+        return "count"
+
+one = lambda ctx, item: ctx.resources["files"]
+
+flow = (
+    Workflow("flow", resources={Key.DB: Resource(), "files": Resource(), "model": Model()})
+    .register("load", Load())
+    .register_split("count", [Count(), Count(), lambda ctx: ctx.resource("model")],
+                    JoinConfig(JoinStrategy.all(), "map"))
+    .register_map("map", one, [1], JoinConfig(JoinStrategy.all(), "fine"))
+    .register("fine", Fine())
+    .add_exit_state("done")
+)
+"""
+
+
+def test_what_lives_in_the_launcher_and_is_asked_for_in_a_worker_is_found(run, workplace):
+    """A run-scoped resource in the code of a branch, a map or a phase; not in a task that stays in the launcher."""
+    (workplace / "resource_flow.py").write_text(RESOURCES)
+    done = run("check", "resource_flow.py")
+    found = [line for line in done.stdout.splitlines() if "lives in the launcher" in line]
+    assert [line.split(", which")[0] for line in found] == [
+        "workflow 'flow': state 'load': Load runs in a worker, but asks for resource 'files'",
+        "workflow 'flow': state 'count': Count runs in a worker, but asks for resource <Key.DB: 1>",
+        "workflow 'flow': state 'map': <lambda> runs in a worker, but asks for resource 'files'",
+    ]
+    assert done.exit_code == 3
+
+
+def test_a_resource_that_does_not_reach_workers_is_found(run, workplace):
+    """One of scope "worker" that does not pickle is named."""
+    (workplace / "locked_flow.py").write_text(
+        RESOURCES + "import threading\nmodel = Model()\nmodel.lock = threading.Lock()\n"
+        'flow = Workflow("flow", resources={"model": model}).register("s", lambda: "e").add_exit_state("e")\n'
+    )
+    done = run("check", "locked_flow.py")
+    assert "workflow 'flow': resource 'model' cannot be sent to a worker" in done.stdout
+    assert done.exit_code == 3
 
 
 # -- paths

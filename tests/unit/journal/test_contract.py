@@ -7,17 +7,29 @@ import threading
 
 import pytest
 
-from canobatch.effects import record_error
+from canobatch.effects import Entry, record_error
 from canobatch.errors import JournalError, RunInUseError, RunNotFoundError, VersionMismatchError
-from canobatch.journal import AttemptRecord, Commit, CompensationRecord, MemoryJournal, RunStatus, SqliteJournal
+from canobatch.journal import (
+    AttemptRecord,
+    Commit,
+    CompensationRecord,
+    MemoryJournal,
+    RunStatus,
+    SqliteJournal,
+    memory,
+    sqlite,
+)
+from tests.support.log_journal import LogJournal
 from tests.support.runs import LARGE, entries, essence, failure, new_run, put, story, success, take_over
 
 
-@pytest.fixture(params=["memory", "process", "power"])
+@pytest.fixture(params=["memory", "process", "power", "somebody else's"])
 def journal(request, tmp_path):
     """A journal of each kind."""
     if request.param == "memory":
         return MemoryJournal()
+    if request.param == "somebody else's":
+        return LogJournal(tmp_path / "log")
     return SqliteJournal(tmp_path / "home", durable=request.param)
 
 
@@ -52,6 +64,28 @@ def test_recorded_attempts_come_back_whole_in_branch_order(journal):
     assert list(again.attempts(1)) == [written[i]._replace(life=1) for i in (1, 2, 3, 0)]
     assert list(again.attempts(2)) == []
     again.close()
+
+
+def test_large_data_may_be_a_view_of_memory(journal):
+    """What a run hands over as it lies in memory comes back equal, wherever it was in a call."""
+    view = memoryview(LARGE)
+    run = journal.begin(new_run(entries={"old": Entry(view, "plain", "bytes")}))
+    run.record(success(1, 0, view, operations=(("put", "x", (view, "plain", "bytes")), ("append", "y", view))))
+    run.note(1, "cursor", view)
+    run.close()
+    run, recovered = take_over(journal)
+    assert recovered.store["old"].data == LARGE
+    assert recovered.cursors == {"cursor": LARGE}
+    (attempt,) = run.attempts(1)
+    assert (attempt.value, attempt.operations) == (
+        LARGE,
+        (("put", "x", (LARGE, "plain", "bytes")), ("append", "y", LARGE)),
+    )
+    run.commit(Commit(1, "LOAD", "DONE", entries={"new": Entry(view, "plain", "bytes")}))
+    run.close()
+    run, recovered = take_over(journal)
+    assert recovered.store["new"].data == LARGE
+    run.close()
 
 
 def test_a_running_run_reads_what_it_recorded(journal):
@@ -247,6 +281,7 @@ def test_the_whole_story_comes_back_at_every_step(journal):
     model = MemoryJournal()
     run, twin = journal.begin(new_run()), model.begin(new_run())
     count = sum(1 for _ in story(twin))
+    run.close()
     twin.close()
     for steps in range(1, count + 1):
         run_id = f"r{steps}"
@@ -342,16 +377,20 @@ def test_a_closed_run_takes_nothing(journal):
         assert caught.value.reason == "closed"
 
 
-def test_an_owner_s_token_is_kept(journal):
-    """What marks the processes of an owner is known to the next one."""
+def test_an_owner_is_known_to_the_next(journal):
+    """What marks its processes, and what made its values; one that dies before it says who it is changes neither."""
     run = journal.begin(new_run())
-    run.own("f00d.cafe")
+    run.own("f00d.cafe", "3.11 / 3.2")
     run.close()
-    again, recovered = take_over(journal)
-    assert recovered.owner.token == "f00d.cafe"
+    for _ in range(2):
+        again, recovered = take_over(journal)
+        assert (recovered.owner.token, recovered.made_with) == ("f00d.cafe", "3.11 / 3.2")
+        again.close()
+    again, _ = take_over(journal)
+    again.own("", "3.12 / 3.2")
     again.close()
     last, recovered = take_over(journal)
-    assert recovered.owner.token == ""
+    assert (recovered.owner.token, recovered.made_with) == ("", "3.12 / 3.2")
     last.close()
 
 
@@ -431,6 +470,25 @@ def test_pruning_removes_ended_runs_only(journal):
     assert [run.run_id for run in journal.runs()] == ["running", "interrupted"]
     journal.begin(new_run("done 0")).close()
     running.close()
+
+
+@pytest.mark.parametrize("module", [memory, sqlite])
+def test_a_run_that_is_taken_over_meanwhile_is_not_pruned(module, tmp_path, monkeypatch):
+    """Between the look and the removal a failed run may have got an owner: it stays."""
+    journal = MemoryJournal() if module is memory else SqliteJournal(tmp_path)
+    journal.begin(new_run()).end(RunStatus.FAILED, is_resumable=True)
+    taken = []
+
+    def prunable(*arguments):
+        taken.append(take_over(journal)[0])
+        return ["r"]
+
+    monkeypatch.setattr(module, "prunable", prunable)
+    assert journal.prune() == []
+    (run,) = taken
+    run.record(success(1, 0)).wait()
+    assert [one.status for one in journal.runs()] == [RunStatus.RUNNING]
+    run.close()
 
 
 def test_many_threads_may_record(journal):

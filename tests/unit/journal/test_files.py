@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import sqlite3
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from canobatch import _faults, _sqlite
+from canobatch.effects import entry_of
 from canobatch.errors import ConfigurationError, JournalError, RunNotFoundError
 from canobatch.journal import Commit, RunStatus, SqliteJournal
 from tests.support.runs import LARGE, entries, new_run, put, success, take_over
@@ -49,7 +47,7 @@ def test_nobody_else_may_read_a_file(journal):
     finally:
         os.umask(before)
     run.close()
-    assert {path.name for path in found} >= {"home.db", "run.db", "run.db-wal", "r.lock", "1-1"}
+    assert {path.name for path in found} >= {"run.db", "run.db-wal", "r.lock", "1-1"}
     assert {path: mode for path, mode in found.items() if mode != (0o700 if path.is_dir() else 0o600)} == {}
 
 
@@ -67,15 +65,34 @@ def test_a_run_that_nobody_has_is_one_plain_file(journal):
     assert "runs/r/run.db-wal" not in paths(journal)
 
 
-@pytest.mark.parametrize(("durable", "level"), [("process", 1), ("power", 2)])
+@pytest.mark.parametrize(("durable", "level"), [("process", 0), ("power", 2)])
 def test_the_database_is_as_durable_as_asked(durable, level, tmp_path):
-    """A run's database has a write-ahead log, and syncs at each commit only against a loss of power."""
+    """A run's database has a write-ahead log, and waits for the disk only against a loss of power."""
     journal = SqliteJournal(tmp_path, durable=durable)
     run = journal.begin(new_run())
     connection = run._writer._database._connection
     run._writer.flush()
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert connection.execute("PRAGMA synchronous").fetchone() == (level,)
+    run.close()
+
+
+@pytest.mark.parametrize("durable", ["process", "power"])
+def test_a_log_stays_short(durable, tmp_path, monkeypatch):
+    """A log that has grown long is written back now and then, and from then on that waits for the disk."""
+    monkeypatch.setattr(_sqlite, "_LONG_LOG", 1 << 20)
+    journal = SqliteJournal(tmp_path, durable=durable)
+    run = journal.begin(new_run())
+    log = tmp_path / "runs" / "r" / "run.db-wal"
+    for branch in range(2000):
+        run.record(success(1, branch, b"x" * 30_000)).wait() if branch % 50 == 0 else run.record(
+            success(1, branch, b"x" * 30_000)
+        )
+    run._writer.flush()
+    assert log.stat().st_size < 16 << 20 < (tmp_path / "runs" / "r" / "run.db").stat().st_size
+    connection = run._writer._database._connection
+    assert connection.execute("PRAGMA synchronous").fetchone() == ({"process": 1, "power": 2}[durable],)
+    assert sum(1 for _ in run.attempts(1)) == 2000
     run.close()
 
 
@@ -99,7 +116,41 @@ def test_values_are_freed_when_nothing_refers_to_them(journal):
     assert len([path for path in paths(journal) if "values" in path]) == 1
     run.end(RunStatus.COMPLETED)
     assert journal.prune() == ["r"]
-    assert paths(journal) == ["home.db", "home.db-journal"]
+    assert paths(journal) == []
+
+
+def test_a_value_that_an_operation_puts_is_written_once(journal):
+    """The commit of a visit takes the file of the operation over: the same bytes are not written again."""
+    run = journal.begin(new_run())
+    entry = entry_of(LARGE)
+    run.record(success(1, 0, operations=(("put", "x", tuple(entry)), ("put", "gone", put("y", LARGE)[2])))).wait()
+    values = journal.directory / "runs" / "r" / "values"
+    assert sorted(path.name for path in values.iterdir()) == ["1-1", "1-2"]
+    run.commit(Commit(1, "LOAD", "AGAIN", entries={"x": entry}))
+    assert [path.name for path in values.iterdir()] == ["1-1"]
+    run.close()
+    again, recovered = take_over(journal)
+    assert recovered.store == {"x": entry}
+    again.commit(Commit(2, "AGAIN", "AGAIN", entries={"x": None}))
+    assert list(values.iterdir()) == []
+    again.close()
+
+
+def test_a_visit_that_goes_on_keeps_the_files_of_its_operations(journal):
+    """Committed in between, the operations may still be asked for: the store gets a file of its own."""
+    run = journal.begin(new_run())
+    entry = entry_of(LARGE)
+    operation = ("put", "x", tuple(entry))
+    run.record(success(1, 0, operations=(operation,)))
+    run.commit(Commit(1, "LOAD", None, entries={"x": entry}))
+    run.commit(Commit(1, "LOAD", None, entries={"x": entry_of(1)}))
+    run.close()
+    again, recovered = take_over(journal)
+    assert recovered.store == {"x": entry_of(1)}
+    assert [attempt.operations for attempt in again.attempts(1)] == [(operation,)]
+    again.commit(Commit(1, "LOAD", "AGAIN"))
+    assert list((journal.directory / "runs" / "r" / "values").iterdir()) == []
+    again.close()
 
 
 def test_what_a_crash_left_is_swept(journal):
@@ -109,7 +160,7 @@ def test_what_a_crash_left_is_swept(journal):
     run.close()
     values = journal.directory / "runs" / "r" / "values"
     (values / "1-7").write_bytes(b"without a row")
-    (values / "1-8.tmp").write_bytes(b"half")
+    (values / "1-8").write_bytes(b"half")
     again, _ = take_over(journal)
     assert [path.name for path in values.iterdir()] == ["1-1"]
     assert [attempt.value for attempt in again.attempts(1)] == [LARGE]
@@ -128,16 +179,6 @@ def test_a_newer_schema_is_refused_and_left_alone(journal):
         assert (caught.value.reason, caught.value.path) == ("newer", str(path))
     assert path.read_bytes() == before
     assert [run.status for run in journal.runs()] == [RunStatus.DAMAGED]
-
-
-def test_a_newer_index_is_refused(journal):
-    """So is an index of a newer version; a run that ends meanwhile says so in its own database."""
-    journal.begin(new_run()).end(RunStatus.COMPLETED)
-    query(journal.directory / "home.db", "UPDATE canobatch_schema SET version = 99 WHERE component = 'runs'")
-    with pytest.raises(JournalError, match=r"home\.db has version 99"):
-        journal.runs()
-    journal.begin(new_run("other")).end(RunStatus.COMPLETED)
-    assert journal.run("other").summary.status is RunStatus.COMPLETED
 
 
 def test_a_foreign_database_is_refused_and_left_alone(journal):
@@ -211,36 +252,6 @@ def test_a_run_that_never_began_is_not_found(journal, monkeypatch):
     run.close()
 
 
-def test_runs_without_an_index_are_listed(journal):
-    """The index is only for speed: without it the list is the same."""
-    journal.begin(new_run("one")).end(RunStatus.COMPLETED, state="LOAD")
-    journal.begin(new_run("two")).close()
-    before = journal.runs()
-    for name in ("home.db", "home.db-journal"):
-        (journal.directory / name).unlink()
-    assert journal.runs() == before
-    assert [run.run_id for run in before] == ["two", "one"]
-
-
-def test_a_killed_writer_of_the_index_disturbs_nobody(journal, tmp_path):
-    """What was half-written to the index when its writer was killed is rolled back by the next reader."""
-    journal.begin(new_run()).end(RunStatus.COMPLETED)
-    program = """if True:
-        import os, signal, sqlite3, sys
-        connection = sqlite3.connect(sys.argv[1], isolation_level=None)
-        connection.execute("PRAGMA journal_mode=PERSIST")
-        connection.execute("PRAGMA cache_size=1")
-        connection.execute("PRAGMA cache_spill=1")
-        connection.execute("BEGIN IMMEDIATE")
-        for number in range(500):
-            connection.execute("INSERT INTO runs VALUES (?, zeroblob(2000), 0)", (f"half {number}",))
-        os.kill(os.getpid(), signal.SIGKILL)
-    """
-    done = subprocess.run([sys.executable, "-c", program, journal.directory / "home.db"], check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert [run.run_id for run in journal.runs()] == ["r"]
-
-
 def test_a_forked_child_has_no_part_in_a_run(journal):
     """A child that was forked from the owner can write nothing, and disturbs nothing by ending."""
     run = journal.begin(new_run())
@@ -289,7 +300,7 @@ def test_reading_creates_nothing(tmp_path):
 def test_large_parameters_have_a_file(journal):
     """They are written once, not with every change of the run's row; a damaged file is an error."""
     run = journal.begin(new_run(params=LARGE))
-    run.own("token").wait()
+    run.own("token", "").wait()
     run.close()
     (path,) = (journal.directory / "runs" / "r" / "values").iterdir()
     assert path.stat().st_size == len(LARGE)

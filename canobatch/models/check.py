@@ -14,7 +14,7 @@ from canobatch.task import arity_problem
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from canobatch.models._base import Model
+    from canobatch.models.base import Model
 
 #: What a phase is given besides, or instead of, ``ctx``, for messages.
 _ARGUMENTS = {

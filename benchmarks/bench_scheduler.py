@@ -179,5 +179,5 @@ ROW = Row(
     ),
     rounds=5,
     quick_rounds=1,
-    remark="APScheduler runs functions, on twenty threads; canobatch runs workflows; short ones that are due at once share a few threads.",
+    remark="APScheduler runs functions, on twenty threads; canobatch runs workflows, in as many threads as it takes.",
 )

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 
-from canobatch import RunCancelledError, TaskConfig, TaskError, Workflow, _clock, _procs, _sqlite
+from canobatch import RunCancelledError, TaskConfig, TaskError, Workflow, _procs, _sqlite
 from canobatch.errors import (
     FlowOverlapError,
     FlowPausedError,
@@ -515,19 +515,6 @@ def test_what_several_write_to_has_no_write_ahead_log(node, body, home):
 
 
 # -- what cannot be a home
-
-
-def test_a_home_that_another_process_makes_just_now_is_waited_for(tmp_path, monkeypatch):
-    """SQLite does not wait by itself for who writes while the log is switched on."""
-    path = tmp_path / "flows.db"
-    other, own = _sqlite.create(path), _sqlite.create(path)
-    other.execute("CREATE TABLE t (x)")
-    other.execute("BEGIN IMMEDIATE")
-    monkeypatch.setattr(_clock, "sleep", lambda _: other.execute("COMMIT"))
-    _sqlite.use_write_ahead_log(own, path, "process")
-    assert own.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    other.close()
-    own.close()
 
 
 @pytest.mark.parametrize("kind", ["memory", "home"])

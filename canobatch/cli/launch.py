@@ -18,11 +18,11 @@ from canobatch.cancel import CancelToken
 from canobatch.cli import exits, summary, text
 from canobatch.cli.command import Failure, colour, say
 from canobatch.cli.home import Bell
-from canobatch.cli.progress import Progress
 from canobatch.cli.records import show_records
 from canobatch.cli.streams import leave_terminal
 from canobatch.cli.view import make_view
 from canobatch.errors import CanobatchError, CompensationError, RunCancelledError
+from canobatch.observe import RunProgress
 from canobatch.pool import WorkerPool
 from canobatch.workflow import new_run_id
 
@@ -93,7 +93,7 @@ def follow(
         is_shown: Whether its progress is shown.
     """
     told: queue.SimpleQueue[int] = queue.SimpleQueue()
-    progress = Progress()
+    progress = RunProgress()
     show_records()
     with _signals(told), ExitStack() as stack:
         run = start([progress] if is_shown else [])

@@ -6,10 +6,9 @@ import os
 import sys
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-import click
-
 from canobatch import _clock, _procs
 from canobatch.cli import text
+from canobatch.cli.command import say
 from canobatch.observe.progress import bar_of, join_parts
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class LineView:
 
     def note(self, line: str) -> None:
         """Write a line."""
-        click.echo(line, err=True)
+        say(line)
 
     def close(self) -> None:
         """Do nothing: every line stands as it is."""

@@ -226,12 +226,12 @@ def map_lines(place, function, source, *args):
 
 
 def test_many_lines_take_no_more_memory(place):
-    """A hundred thousand inputs and results pass through, in order; none is kept."""
+    """Thirty thousand inputs and results pass through, in order; none is kept."""
     with (place.path / "lines").open("w") as file:
-        file.writelines(f"{n} {'x' * 1000}\n" for n in range(100_000))
+        file.writelines(f"{n} {'x' * 4000}\n" for n in range(30_000))
     peak = peak_of(map_lines(place, "fn.py:identity", "file"))
     assert filecmp.cmp(place.path / "lines", place.path / "out", shallow=False)
-    # The lines alone are 100 MB.
+    # The lines alone are 120 MB.
     assert peak < 100_000, peak
 
 
@@ -342,16 +342,6 @@ def test_the_first_failure_may_end_it(place):
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (1, "")
     assert "1 failed, 1 killed or not begun" in err
-
-
-def test_missing_inputs_are_refused_on_resume(place):
-    """A map from standard input is not complete because nobody gives the inputs again."""
-    (place.path / "lines").write_text("a\nbad\nc\n")
-    assert place.run("map", "fn.py:up", "--from", "lines").returncode == 1
-    (place.path / "lines").write_text("a\n")
-    again = place.run("map", "fn.py:up", "--from", "lines", "--resume")
-    assert (again.returncode, again.stdout.count("A")) == (1, 1)
-    assert "it had 3 items or more, and now has 1" in again.stderr
 
 
 def test_results_on_a_terminal_are_not_torn_apart(place):

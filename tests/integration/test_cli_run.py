@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import signal
 import sqlite3
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -239,6 +243,40 @@ def test_a_closed_standard_output_does_not_spoil_a_run(place):
     assert (place.path / "reported.told").exists()
     assert "Traceback" not in stderr
     assert "Exception" not in stderr
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+def test_streams_that_were_closed_before_do_not_matter(place, closed):
+    """`canobatch run >&-`: what gets their numbers is no file or socket of ours."""
+    place.write("small.py", SMALL)
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = place.start("run", "small.py", **streams, preexec_fn=lambda: [os.close(number) for number in closed])
+    assert process.wait(60) == 0
+    assert json.loads(place.run("runs", "--json").stdout)[0]["status"] == "completed"
+
+
+@pytest.mark.parametrize(("command", "code"), [("run", 0), ("check", 0), ("frobnicate", 2), ("show", 2)])
+def test_a_full_log_of_progress_does_not_end_a_run(place, command, code):
+    """Nothing depends on standard error but what is told there, not the exit code either."""
+    place.write("small.py", SMALL)
+    with Path("/dev/full").open("w") as full:
+        process = place.start(command, "small.py", stdout=subprocess.DEVNULL, stderr=full)
+        assert process.wait(60) == code
+
+
+def test_ctrl_c_while_it_is_loaded_is_silent(place):
+    """There is no traceback of what is just being imported; the shell sees the signal."""
+    reader, writer = os.pipe()
+    # What python -v has to say of the imports does not fit: it stops among them.
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    place.program = (sys.executable, "-v", "-m", "canobatch")
+    process = place.start("runs", stderr=writer)
+    os.close(writer)
+    with os.fdopen(reader, errors="replace") as told:
+        assert any("canobatch/cli/app" in line for line in told)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == -signal.SIGINT
+        assert "Traceback" not in told.read()
 
 
 def test_two_runs_of_a_name_do_not_overlap(place):

@@ -169,6 +169,17 @@ def test_what_lives_in_the_launcher_and_is_asked_for_in_a_worker_is_found(run, w
     assert done.exit_code == 3
 
 
+def test_a_resource_that_does_not_reach_workers_is_found(run, workplace):
+    """One of scope "worker" that does not pickle is named."""
+    (workplace / "locked_flow.py").write_text(
+        RESOURCES + "import threading\nmodel = Model()\nmodel.lock = threading.Lock()\n"
+        'flow = Workflow("flow", resources={"model": model}).register("s", lambda: "e").add_exit_state("e")\n'
+    )
+    done = run("check", "locked_flow.py")
+    assert "workflow 'flow': resource 'model' cannot be sent to a worker" in done.stdout
+    assert done.exit_code == 3
+
+
 # -- paths
 
 

@@ -84,6 +84,8 @@ class Workflow(Registration):
             raise ConfigurationError(f"params must be a dataclass, got {params!r}; decorate it with @dataclass")
         if default_config is not None and not isinstance(default_config, TaskConfig):
             raise ConfigurationError(f"default_config must be a TaskConfig, got {default_config!r}")
+        if store is not None and not hasattr(store, "snapshot"):
+            raise ConfigurationError(f"store must be a SharedStore or a MemoryStore, got {store!r}")
         if journal is not None and not hasattr(journal, "take_over"):
             raise ConfigurationError(f"journal must be a SqliteJournal or the like, got {journal!r}")
         if isinstance(version, bool) or not isinstance(version, int):

@@ -9,7 +9,7 @@ from canobatch import _procs
 from canobatch.definition import label
 from canobatch.effects import dumps, loads, rebuild_error, with_data
 from canobatch.engine.scribe import Scribe, check_interpreter, made_with
-from canobatch.errors import JournalError, RunInUseError, WorkflowError
+from canobatch.errors import JournalError, WorkflowError
 from canobatch.journal import NewRun, RunStatus
 from canobatch.segments import flat, unflat
 from canobatch.task import bind_params
@@ -60,7 +60,7 @@ def resume(definition: Definition, journal: Journal, run_id: str, store: Store) 
         CanobatchError: It ended for good; what it ended with.
     """
     present = made_with()
-    run, recovered = journal.take_over(run_id, workflow=definition.name, version=definition.version, made_with=present)
+    run, recovered = journal.take_over(run_id, workflow=definition.name, version=definition.version)
     try:
         _require_open(recovered)
         _kill_what_is_left(recovered.owner)
@@ -75,10 +75,10 @@ def resume(definition: Definition, journal: Journal, run_id: str, store: Store) 
             ]
             store.commit([("the journal", puts)])
         scribe = Scribe(definition, run, recovered)
-    except BaseException:
-        run.close()
         if recovered.is_resumable:
-            _give_back(journal, recovered)
+            run.own("", present)
+    except BaseException:
+        _give_back(run, recovered)
         raise
     return Resumed(scribe, state, params)
 
@@ -98,18 +98,12 @@ def _kept_data(run: RunJournal, recovered: Recovered) -> list[Any]:
     return found
 
 
-def _give_back(journal: Journal, recovered: Recovered) -> None:
-    """Leave a run as it was found: what made its values, and what it failed with, is still to be read."""
-    with suppress(RunInUseError):
-        run, _ = journal.take_over(
-            recovered.run_id,
-            workflow=recovered.workflow,
-            version=recovered.version,
-            made_with=recovered.made_with,
-        )
-        if recovered.status is not RunStatus.INTERRUPTED:
+def _give_back(run: RunJournal, recovered: Recovered) -> None:
+    """Leave a run as it was found: what it failed with is still to be read."""
+    with suppress(JournalError):
+        if recovered.is_resumable and recovered.status is not RunStatus.INTERRUPTED:
             run.end(recovered.status, state=recovered.state, error=recovered.error, is_resumable=True)
-        run.close()
+    run.close()
 
 
 def _kill_what_is_left(owner: Owner) -> None:

@@ -138,7 +138,7 @@ class Scribe:
     def recorded(self, segments: Segments, begun: dict[int, int] | None = None) -> Iterator[AttemptRecord]:
         """Yield what earlier lives accepted of the present visit; large values in it move to ``segments``.
 
-        At its end ``begun`` has, by branch, the attempts made of those that were between two of them.
+        At its end ``begun`` has, by branch, the attempts that count of those that were not accepted.
         """
         begun = {} if begun is None else begun
         if self._recovered is None or self._source is None or self.visit != self._recovered.visits[-1].visit:
@@ -151,8 +151,18 @@ class Scribe:
             if attempt.status == BranchStatus.SUCCEEDED:
                 operations = with_data(attempt.operations, lambda data: segments.house(unflat(data)))
                 yield attempt._replace(operations=operations)
-            elif attempt.status == _RETRIED:
-                begun[branch] = attempt.attempt
+            else:
+                begun[branch] = attempt.attempt if attempt.status == _RETRIED else 0
+
+    def attempts_made(self) -> int:
+        """Return how many attempts earlier lives made of the present visit's single task, if another was to follow."""
+        if self._recovered is None or self._source is None or self.visit != self._recovered.visits[-1].visit:
+            return 0
+        last = None
+        for attempt in self._source.attempts(self.visit):
+            if attempt.branch is None:
+                last = attempt
+        return last.attempt if last is not None and last.status == _RETRIED else 0
 
     def cursor(self, name: str) -> Data | None:
         """Return what an earlier life kept last under ``name`` in the present visit."""
@@ -246,7 +256,7 @@ class Scribe:
     def own(self, token: str) -> None:
         """What this run starts carries ``token`` from now on: whoever resumes it finds what was left by it."""
         if self._journal is not None and token:
-            self._journal.own(token)
+            self._journal.own(token, made_with())
 
     def wait(self) -> None:
         """Wait until everything that was told is durable: only then others may hear of it."""

@@ -57,6 +57,7 @@ def _run_model(visit: Visit, saga: Saga) -> Any:
 
 def _run_task(driver: Driver, state: Any, handler: Single, report: StateReport) -> Any:
     config = driver.definition.config_of(handler, handler.task)
+    report.attempts = driver.scribe.attempts_made()
     attempts = _in_worker if driver.is_for_worker(config) else _in_parent
     value, operations = attempts(driver, state, handler, config, report)
     is_router = handler.is_router or isinstance(handler.task, RouterTask)

@@ -152,17 +152,16 @@ class RunDatabase:
             "started": started,
             "rollback": None,
         }
-        self.take_over(owner, run.made_with)
+        self.facts.update(owner=tuple(owner), made_with=run.made_with)
+        self.take_over()
         self.enter(1, run.initial)
         for key, entry in run.entries.items():
             self._put(key, entry)
 
-    def take_over(self, owner: Owner, made_with: str) -> None:
-        """Write a new owner."""
+    def take_over(self) -> None:
+        """Write that the run goes on."""
         self.facts.update(
             life=self.life,
-            owner=tuple(owner),
-            made_with=made_with,
             status="running",
             is_resumable=True,
             ended=None,
@@ -171,9 +170,9 @@ class RunDatabase:
         )
         self._put_run()
 
-    def own(self, token: str) -> None:
-        """Write what marks the owner's processes."""
-        self.facts["owner"] = (*self.facts["owner"][:-1], token)
+    def own(self, owner: Owner, made_with: str) -> None:
+        """Write the new owner."""
+        self.facts.update(owner=tuple(owner), made_with=made_with)
         self._put_run()
 
     def enter(self, visit: int, state: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from canobatch import _clock, _faults, _sqlite
 from canobatch.errors import JournalError
+from canobatch.journal import owner
 from canobatch.journal._database import RunDatabase
 from canobatch.journal._reading import Reading
 from canobatch.journal._writer import GroupWriter
@@ -34,6 +35,7 @@ class SqliteRun:
     ) -> None:
         self._home = home
         self._name = name
+        self._pid = os.getpid()
         self._facts = facts
         self._path = home.database(name)
         self._lock = lock
@@ -86,10 +88,9 @@ class SqliteRun:
         """Keep that one compensation ended; see `RunJournal.end_compensation`."""
         self._writing().make(RunDatabase.end_compensation, number, error)
 
-    def own(self, token: str) -> Ticket:
-        """Keep what marks this owner's processes; see `RunJournal.own`."""
-        self._facts = self._facts._replace(owner=self._facts.owner._replace(token=token))
-        return self._writing().submit(RunDatabase.own, token)
+    def own(self, token: str, made_with: str) -> Ticket:
+        """Keep which process this owner is; see `RunJournal.own`."""
+        return self._writing().submit(RunDatabase.own, owner.this_process()._replace(token=token), made_with)
 
     def attempts(self, visit: int) -> Iterator[AttemptRecord]:
         """Yield what was recorded for a visit; see `RunJournal.attempts`."""
@@ -135,7 +136,7 @@ class SqliteRun:
             self._lock = None
 
     def _is_inherited(self) -> bool:
-        return self._facts.owner.pid != os.getpid()
+        return self._pid != os.getpid()
 
     def __repr__(self) -> str:
         return f"<SqliteRun {self.run_id}>"

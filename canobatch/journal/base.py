@@ -108,8 +108,13 @@ class RunJournal(Protocol):
         One that wrote to the store ends well by `commit` with its number as ``undone``, in one transaction.
         """
 
-    def own(self, token: str) -> Ticket:
-        """Keep what marks the processes that this owner starts, so that a later owner finds what it left."""
+    def own(self, token: str, made_with: str) -> Ticket:
+        """Keep which process this owner is, and what a later one has to know of it.
+
+        Args:
+            token: What marks the processes that it starts, "" while there are none.
+            made_with: As in `NewRun`.
+        """
 
     def attempts(self, visit: int) -> Iterator[AttemptRecord]:
         """Yield what was recorded for a visit, branch by branch, each in the order of its attempts.
@@ -152,10 +157,11 @@ class Journal(Protocol):
             JournalError: It cannot be written.
         """
 
-    def take_over(
-        self, run_id: str, *, workflow: str, version: int, made_with: str = ""
-    ) -> tuple[RunJournal, Recovered]:
+    def take_over(self, run_id: str, *, workflow: str, version: int) -> tuple[RunJournal, Recovered]:
         """Become the owner of a run whose owner is gone, and read what it came to.
+
+        The owner before is what the journal tells, to whoever comes next, until `RunJournal.own`: what it left has
+        to be killed by somebody.
 
         Of several who try, one wins. A run that ended for good is only read; its `RunJournal` is closed.
 

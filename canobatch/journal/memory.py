@@ -194,9 +194,9 @@ class MemoryRun:
         status = "undone" if error is None else "failed"
         kept.compensations[number] = kept.compensations[number]._replace(status=status, error=error)
 
-    def own(self, token: str) -> _Written:
-        """Keep what marks this owner's processes; see `RunJournal.own`."""
-        self._change(owner=self._kept.facts.owner._replace(token=token))
+    def own(self, token: str, made_with: str) -> _Written:
+        """Keep which process this owner is; see `RunJournal.own`."""
+        self._change(owner=owner.this_process()._replace(token=token), made_with=made_with)
         return _WRITTEN
 
     def attempts(self, visit: int) -> Iterator[AttemptRecord]:
@@ -273,9 +273,7 @@ class MemoryJournal:
         journal.enter(1, run.initial)
         return journal
 
-    def take_over(
-        self, run_id: str, *, workflow: str, version: int, made_with: str = ""
-    ) -> tuple[MemoryRun, Recovered]:
+    def take_over(self, run_id: str, *, workflow: str, version: int) -> tuple[MemoryRun, Recovered]:
         """Become the owner of a run; see `Journal.take_over`."""
         with self._lock:
             kept = self._find(run_id)
@@ -290,8 +288,6 @@ class MemoryJournal:
                 kept.is_held = True
                 kept.facts = before._replace(
                     life=before.life + 1,
-                    owner=owner.this_process(),
-                    made_with=made_with,
                     status="running",
                     is_resumable=True,
                     ended=None,

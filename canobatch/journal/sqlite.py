@@ -89,9 +89,7 @@ class SqliteJournal:
             lock.release(is_last=not home.run(name).exists())
             raise
 
-    def take_over(
-        self, run_id: str, *, workflow: str, version: int, made_with: str = ""
-    ) -> tuple[SqliteRun, Recovered]:
+    def take_over(self, run_id: str, *, workflow: str, version: int) -> tuple[SqliteRun, Recovered]:
         """Become the owner of a run; see `Journal.take_over`."""
         name = name_of(run_id)
         self._require(run_id, name)
@@ -103,7 +101,7 @@ class SqliteJournal:
             self._require(run_id, name)
             connection = _sqlite.connect(self._home.database(name))
             try:
-                journal, recovered = self._taken(connection, run_id, name, (workflow, version, made_with), lock)
+                journal, recovered = self._taken(connection, run_id, name, (workflow, version), lock)
                 is_taken = recovered.is_resumable
             finally:
                 if not is_taken:
@@ -186,7 +184,7 @@ class SqliteJournal:
         connection: _sqlite.Connection,
         run_id: str,
         name: str,
-        wanted: tuple[str, int, str],
+        wanted: tuple[str, int],
         lock: FileLock,
     ) -> tuple[SqliteRun, Recovered]:
         home, path = self._home, self._home.database(name)
@@ -210,7 +208,7 @@ class SqliteJournal:
         database = loaded.database(connection, path, values, life)
         database.facts, database.params, database.run_digest = raw, params, run_digest
         _sqlite.use_write_ahead_log(connection, path, home.durable)
-        database.write([(RunDatabase.take_over, (owner.this_process(), wanted[2]))])
+        database.write([(RunDatabase.take_over, ())])
         _faults.point("journal.take.done")
         values.sweep(loaded.files)
         return SqliteRun(home, name, facts_of(database.facts), lock, database), recovered

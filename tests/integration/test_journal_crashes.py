@@ -159,7 +159,7 @@ def test_a_killed_owner_is_taken_over_at_once(start_script, tmp_path):
             from tests.support.runs import new_run, success
 
             run = SqliteJournal(sys.argv[1]).begin(new_run())
-            run.own("f00d")
+            run.own("f00d", "")
             run.record(success(1, 0)).wait()
             print("recorded", flush=True)
             signal.pause()

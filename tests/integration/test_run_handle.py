@@ -69,11 +69,16 @@ def test_who_watches_is_told_before_who_waits():
     assert seen[-1] == "late"
 
 
-def test_a_watcher_that_raises_spoils_nothing(caplog):
+@pytest.mark.parametrize("raised", [ValueError, SystemExit])
+def test_a_watcher_that_raises_spoils_nothing(raised, caplog):
     """The others are told, the run ends as it would; what was raised is logged."""
+
+    def fail():
+        raise raised
+
     seen, gate = [], threading.Event()
     run = workflow(lambda: gate.wait(NEVER) and "done").start("start")
-    run.watch(lambda: 1 / 0)
+    run.watch(fail)
     run.watch(lambda: seen.append(run.error))
     gate.set()
     assert run.wait(NEVER) == "done"

@@ -39,19 +39,19 @@ class Book:
         self.visits, self.attempts, self.store = {}, {}, dict(run.entries)
         self.cursors, self.compensations, self.rollback = {}, {}, None
         self.left = self.intents = 0
-        self.take(owner, run.made_with)
+        self.own(owner, run.made_with)
+        self.take()
         self.enter(1, run.initial, now)
 
-    def take(self, owner, made_with):
-        """Note a new owner."""
+    def take(self):
+        """Note that the run goes on."""
         self.life += 1
-        self.owner, self.made_with = owner, made_with
         self.status, self.is_resumable = RunStatus.INTERRUPTED, True
         self.state = self.error = self.ended = None
 
-    def own(self, token):
-        """Note what marks the owner's processes."""
-        self.owner = self.owner._replace(token=token)
+    def own(self, owner, made_with):
+        """Note a new owner."""
+        self.owner, self.made_with = owner, made_with
 
     def enter(self, visit, state, now):
         """Open a visit, if it is not open or over."""
@@ -231,9 +231,9 @@ class LogRun:
         """End one."""
         self._say("end_compensation", number, error)
 
-    def own(self, token):
+    def own(self, token, made_with):
         """Own."""
-        return self._say("own", token)
+        return self._say("own", this_process()._replace(token=token), made_with)
 
     def attempts(self, visit):
         """Yield the attempts of a visit."""
@@ -277,7 +277,7 @@ class LogJournal:
             raise
         return LogRun(file, book)
 
-    def take_over(self, run_id, *, workflow, version, made_with=""):
+    def take_over(self, run_id, *, workflow, version):
         """Take a run over."""
         book = self._read(run_id)
         file = self._path(run_id).open("a+b")
@@ -292,8 +292,8 @@ class LogJournal:
             if not book.is_resumable:
                 run.close()
                 return run, before
-            book.take(this_process(), made_with)
-            append(file, "take", (book.owner, made_with))
+            book.take()
+            append(file, "take", ())
         except BaseException:
             file.close()
             raise

@@ -40,7 +40,7 @@ def entries(**values):
 
 def take_over(journal, run_id="r", **facts):
     """Take a run over as the workflow that began it."""
-    return journal.take_over(run_id, **{"workflow": "words", "version": 3, "made_with": "3.11 / 3.1", **facts})
+    return journal.take_over(run_id, **{"workflow": "words", "version": 3, **facts})
 
 
 def essence(recovered):

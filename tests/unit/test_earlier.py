@@ -19,7 +19,7 @@ def test_branches_of_an_earlier_life_are_known_by_their_items():
     assert earlier.end == 6
     assert [earlier.has(index, b"") for index in (1, 3, 4, 6)] == [False] * 4
     assert [earlier.has(index, data) for index, data in ((0, b"a"), (2, b"any"), (5, b"e"))] == [True] * 3
-    with pytest.raises(VersionMismatchError, match="state work, branch 5: its item is not the one"):
+    with pytest.raises(VersionMismatchError, match="state 'work', branch 5: its item is not the one"):
         earlier.has(5, b"a")
 
 
@@ -30,3 +30,12 @@ def test_more_branches_than_there_are_now_are_refused():
     earlier.check_total(5)
     with pytest.raises(VersionMismatchError, match="branch 4 was recorded, and there are only 4 now"):
         earlier.check_total(4)
+
+
+def test_branches_that_failed_are_known_too():
+    """They were among the branches."""
+    earlier = Earlier("work", "r")
+    earlier.attempts[3] = 0
+    assert not earlier.has(3, b"item")
+    with pytest.raises(VersionMismatchError, match="branch 3 was recorded"):
+        earlier.check_total(0)

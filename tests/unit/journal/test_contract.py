@@ -377,16 +377,20 @@ def test_a_closed_run_takes_nothing(journal):
         assert caught.value.reason == "closed"
 
 
-def test_an_owner_s_token_is_kept(journal):
-    """What marks the processes of an owner is known to the next one."""
+def test_an_owner_is_known_to_the_next(journal):
+    """What marks its processes, and what made its values; one that dies before it says who it is changes neither."""
     run = journal.begin(new_run())
-    run.own("f00d.cafe")
+    run.own("f00d.cafe", "3.11 / 3.2")
     run.close()
-    again, recovered = take_over(journal)
-    assert recovered.owner.token == "f00d.cafe"
+    for _ in range(2):
+        again, recovered = take_over(journal)
+        assert (recovered.owner.token, recovered.made_with) == ("f00d.cafe", "3.11 / 3.2")
+        again.close()
+    again, _ = take_over(journal)
+    again.own("", "3.12 / 3.2")
     again.close()
     last, recovered = take_over(journal)
-    assert recovered.owner.token == ""
+    assert (recovered.owner.token, recovered.made_with) == ("", "3.12 / 3.2")
     last.close()
 
 

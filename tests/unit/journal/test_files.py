@@ -300,7 +300,7 @@ def test_reading_creates_nothing(tmp_path):
 def test_large_parameters_have_a_file(journal):
     """They are written once, not with every change of the run's row; a damaged file is an error."""
     run = journal.begin(new_run(params=LARGE))
-    run.own("token").wait()
+    run.own("token", "").wait()
     run.close()
     (path,) = (journal.directory / "runs" / "r" / "values").iterdir()
     assert path.stat().st_size == len(LARGE)

@@ -84,6 +84,8 @@ class Workflow(Registration):
             raise ConfigurationError(f"params must be a dataclass, got {params!r}; decorate it with @dataclass")
         if default_config is not None and not isinstance(default_config, TaskConfig):
             raise ConfigurationError(f"default_config must be a TaskConfig, got {default_config!r}")
+        if store is not None and not hasattr(store, "snapshot"):
+            raise ConfigurationError(f"store must be a SharedStore or a MemoryStore, got {store!r}")
         if journal is not None and not hasattr(journal, "take_over"):
             raise ConfigurationError(f"journal must be a SqliteJournal or the like, got {journal!r}")
         if isinstance(version, bool) or not isinstance(version, int):
@@ -162,7 +164,8 @@ class Workflow(Registration):
             RunCancelledError: The run was cancelled.
             CompensationError: It failed or was cancelled, and could not be rolled back completely.
         """
-        return self.start(initial, pool=pool, run_id=run_id, params=params, cancel=cancel).wait_through_interrupt()
+        run = self.start(initial, pool=pool, run_id=run_id, params=params, cancel=cancel, begins=False)
+        return run.wait_through_interrupt()
 
     def start(
         self,
@@ -228,7 +231,7 @@ class Workflow(Registration):
             JournalError: The journal cannot be read.
             CanobatchError: As for `orchestrate`; for a run that ended for good, what it ended with.
         """
-        return self.start_resume(run_id, pool=pool, cancel=cancel).wait_through_interrupt()
+        return self.start_resume(run_id, pool=pool, cancel=cancel, begins=False).wait_through_interrupt()
 
     def start_resume(
         self,

@@ -213,6 +213,7 @@ def test_tasks_that_are_no_iterable_are_refused(tasks):
         ({"total_timeout": float("nan")}, "total_timeout"),
         ({"total_timeout": "soon"}, "total_timeout"),
         ({"default_config": 3}, "default_config"),
+        ({"store": {}}, "store must be a SharedStore or a MemoryStore, got {}"),
     ],
 )
 def test_impossible_workflow_settings_are_refused(settings, words):
@@ -223,6 +224,12 @@ def test_impossible_workflow_settings_are_refused(settings, words):
 
 
 # -- what validate finds
+
+
+def test_a_name_is_not_many_exit_states():
+    """One string where several states are meant would be one state for each letter."""
+    with pytest.raises(ConfigurationError, match=r"call add_exit_state\('done'\)"):
+        Workflow("test").add_exit_states("done")
 
 
 def test_an_empty_workflow_has_two_problems():

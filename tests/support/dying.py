@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from canobatch.errors import JournalError, WorkflowError
+
 
 class Crash(BaseException):
     """What a point raises in place of the process's death."""
+
+
+#: What a run ends with that meets one: in its own thread, while it writes, or in what it made of it.
+DEATHS = (Crash, JournalError, WorkflowError)
 
 
 class Dying:

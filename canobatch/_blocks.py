@@ -128,7 +128,7 @@ class _Server:
     """A running server."""
 
     def __init__(self) -> None:
-        _procs.fill_standard_streams()
+        _procs.open_standard_streams()
         launcher = os.pidfd_open(os.getpid())
         ours, theirs = socket.socketpair()
         fds = (theirs.fileno(), launcher)

@@ -77,6 +77,20 @@ def group_signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def open_standard_streams() -> None:
+    """Open on nothing what is closed of descriptors 0 to 2: whatever got that number would be written to by anyone."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            # For children too, even where it has the number already.
+            os.dup2(nowhere, number)
+            os.set_inheritable(number, True)
+            if nowhere != number:
+                os.close(nowhere)
+
+
 def ignore_group_signals() -> None:
     """Take these signals with a handler that does nothing.
 
@@ -85,16 +99,6 @@ def ignore_group_signals() -> None:
     for number in GROUP_SIGNALS:
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
-
-
-def fill_standard_streams() -> None:
-    """Put the null device where the standard streams are closed; else a socket of ours would become one of them."""
-    for fd in range(3):
-        try:
-            os.fstat(fd)
-        except OSError:
-            # The lowest free number is this one.
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def start_own(
@@ -449,10 +453,11 @@ def signals_told(numbers: Iterable[int], tell: Callable[[int], None], *, times: 
     caught: list[int] = []
 
     def handle(number: int, _: object) -> None:
-        if len(caught) >= times:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
         caught.append(number)
+        if len(caught) >= times:
+            # Whatever this thread does then: the next one is the kernel's.
+            for each in numbers:
+                signal.signal(each, signal.SIG_DFL)
         tell(number)
 
     numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
@@ -463,6 +468,45 @@ def signals_told(numbers: Iterable[int], tell: Callable[[int], None], *, times: 
         for number, handler in before.items():
             # None: it was installed from C, and cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+class SignalWait:
+    """Made by `signals_awaited`."""
+
+    def __init__(self, reader: int, writer: int) -> None:
+        self._reader, self._writer, self._is_woken = reader, writer, False
+        self.caught: list[int] = []
+
+    def wait(self) -> int | None:
+        """Return the first signal once there is one, or None when woken."""
+        while not (self.caught or self._is_woken):
+            select.select([self._reader], [], [])
+            os.read(self._reader, 64)
+        return self.caught[0] if self.caught else None
+
+    def wake(self) -> None:
+        """Let `wait` return; from any thread."""
+        self._is_woken = True
+        with suppress(BlockingIOError):
+            os.write(self._writer, b"!")
+
+
+@contextmanager
+def signals_awaited(numbers: Iterable[int]) -> Iterator[SignalWait]:
+    """Give what waits for the first of these signals; the next one ends the process. Only in the main thread.
+
+    Who waits for a lock can sleep through a signal that comes just before the wait; who waits for a byte cannot.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        wait = SignalWait(reader, writer)
+        with signals_told(numbers, wait.caught.append):
+            yield wait
+    finally:
+        signal.set_wakeup_fd(before)
+        for fd in (reader, writer):
+            os.close(fd)
 
 
 # -- who a process is, for whoever finds its name later

@@ -185,7 +185,13 @@ class Registration:
         return self
 
     def add_exit_states(self, states: Iterable[Any]) -> Self:
-        """Make each of ``states`` one in which runs end."""
+        """Make each of ``states`` one in which runs end.
+
+        Raises:
+            ConfigurationError: They are one string, whose letters nobody means.
+        """
+        if isinstance(states, str):
+            raise ConfigurationError(f"add_exit_states needs several states; for one call add_exit_state({states!r})")
         for state in states:
             self.definition.add_exit(state)
         return self

@@ -151,7 +151,7 @@ def _await_nothing_beyond(before: dict[tuple[str, object], str]) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+def no_leaks(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Fail a test that leaves a process, thread, descriptor or /dev/shm entry behind; unit tests start none.
 
     The default pool is closed first. A fixture that holds a pool must have function scope, but for `shared_pool`.
@@ -162,6 +162,9 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     before = _footprint()
     yield
     _close_default_pool()
+    for record in caplog.get_records("call"):
+        # Its traceback holds all that there was; what it says has been written.
+        record.exc_info = None
     if left := _await_nothing_beyond(before):
         pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 
-from canobatch.cli.command import Command, colour, failure_of, home_option
+from canobatch.cli import exits
+from canobatch.cli.command import Command, Failure, colour, failure_of, home_option
+from canobatch.cli.streams import prepare_streams
 
 #: Name of a command: what it does. Its module has its name, and in that a command of that name.
 COMMANDS = {
@@ -60,6 +62,20 @@ _MODULES = {
 
 class Launcher(click.Group):
     """The group of all commands; it knows their names without importing them."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the command line; a Ctrl-C is told like one later on."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            raise Failure("interrupted", exits.INTERRUPTED) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Import a command and run it."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Failure("interrupted", exits.INTERRUPTED) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names, in the order of the help."""
@@ -129,6 +145,7 @@ def app(ctx: click.Context) -> None:
 
 def main(args: list[str] | None = None) -> Any:
     """Run the command line and exit; the console script ``canobatch``."""
+    prepare_streams()
     try:
         return app.main(args, prog_name="canobatch")
     except OSError as error:

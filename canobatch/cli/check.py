@@ -58,7 +58,7 @@ def check_command(ctx: click.Context, target: str, initials: tuple[str, ...], as
     if problems:
         say(f"{target}: {len(problems)} problem{'s' if len(problems) > 1 else ''}")
         ctx.exit(exits.BAD_TARGET)
-    say(f"{target}: {', '.join(names)}: no problems")
+    say(f"{target}: no problems (checked: {', '.join(names)})")
 
 
 def _check(target: str, initials: tuple[str, ...]) -> tuple[list[str], list[str]]:

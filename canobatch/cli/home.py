@@ -86,6 +86,8 @@ class Home:
             RunNotFoundError: There is none.
             UsageError: There are several.
         """
+        if not text:
+            raise click.UsageError("RUN is empty; give an id, the beginning or end of one, or last")
         runs = self.journal.runs()
         exact = [run for run in runs if run.run_id == text] or (runs[:1] if text == "last" else [])
         found = exact or [run for run in runs if run.run_id.startswith(text) or run.run_id.endswith(text)]

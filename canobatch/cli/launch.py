@@ -6,7 +6,7 @@ import os
 import queue
 import signal
 import threading
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any
@@ -20,13 +20,14 @@ from canobatch.cli.command import Failure, colour, say
 from canobatch.cli.home import Bell
 from canobatch.cli.progress import Progress
 from canobatch.cli.records import show_records
+from canobatch.cli.streams import leave_terminal
 from canobatch.cli.view import make_view
 from canobatch.errors import CanobatchError, RunCancelledError
 from canobatch.pool import WorkerPool
 from canobatch.workflow import new_run_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from canobatch.cli.home import Home, LaunchRecord
@@ -114,8 +115,9 @@ def follow(
         except _SecondSignal as second:
             _die(second.number, view, pool, run.id)
         finally:
-            if view is not None:
-                view.close()
+            with _unseen():
+                if view is not None:
+                    view.close()
     try:
         run.wait()
     except Exception as error:  # noqa: BLE001 - told to the user
@@ -139,6 +141,15 @@ def _settle_in(run: Run, pool: WorkerPool, settings: Settings, stack: ExitStack)
     return bell
 
 
+@contextmanager
+def _unseen() -> Iterator[None]:
+    """Let a run go on whose terminal is gone."""
+    try:
+        yield
+    except OSError:
+        leave_terminal()
+
+
 class _SecondSignal(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -160,13 +171,19 @@ def _until_ended(
         try:
             number = told.get(timeout=0.5 if view is None else view.interval)
         except queue.Empty:
-            tick()
-            if view is not None:
-                view.update()
+            with _unseen():
+                tick()
+                if view is not None:
+                    view.update()
             continue
         if number == 0:
             return first
-        if first is not None:
+        if number == signal.SIGHUP:
+            # The kernel and the shell both tell of a terminal that is gone; nothing can be written there any more.
+            leave_terminal()
+            if first is not None:
+                continue
+        elif first is not None:
             raise _SecondSignal(number)
         first = number
         reason = _REASONS[signal.Signals(number)]

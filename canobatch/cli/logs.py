@@ -69,7 +69,8 @@ def logs_command(
         pieces = ((span, piece) for span in spans(directory) if is_wanted(span) for piece in span.pieces())
     count = _write_json(pieces) if as_json else _write_text(pieces)
     if not count:
-        say(f"nothing was printed in run {run_id}, or nothing is kept of it")
+        is_part = (state, branch, attempt) != (None, None, None)
+        say(f"nothing {'of that ' if is_part else ''}was printed in run {run_id}, or nothing is kept of it")
 
 
 def _write_text(pieces: Iterable[tuple[Span, bytes]]) -> int:

@@ -154,7 +154,7 @@ def _failure(text: str, error: BaseException) -> TargetError:
 
 
 def _is_machinery(filename: str) -> bool:
-    return filename.startswith("<frozen") or Path(filename).is_relative_to(Path(__file__).parent.parent)
+    return filename.startswith("<") or Path(filename).is_relative_to(Path(__file__).parent.parent)
 
 
 # -- attributes

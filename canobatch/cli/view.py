@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-import click
-
 from canobatch import _clock, _procs
 from canobatch.cli import text
+from canobatch.cli.command import say
 
 if TYPE_CHECKING:
     from canobatch.cli.progress import Progress, Visit
@@ -63,7 +63,7 @@ class LineView:
 
     def note(self, line: str) -> None:
         """Write a line."""
-        click.echo(line, err=True)
+        say(line)
 
     def close(self) -> None:
         """Do nothing: every line stands as it is."""
@@ -133,7 +133,9 @@ class LiveView:
 
         name = Text(text.one_line(visit.state, 30))
         total, done = _extent(visit)
-        bar = "" if not total else ProgressBar(total=total, completed=done, width=24)
+        # What a task said of itself while it ran is of no use any more.
+        is_over = visit.ended is not None and visit.split is None
+        bar = "" if is_over or not total else ProgressBar(total=total, completed=done, width=24)
         return name, bar, Text(" · ".join(describe(visit, now)), no_wrap=True, overflow="ellipsis")
 
 
@@ -154,8 +156,8 @@ def describe(visit: Visit, now: float) -> list[str]:
             parts.append(f"{rate:,.3g}/s" if rate < 100 else f"{rate:,.0f}/s")
         remaining = visit.split.remaining(now)
         if visit.ended is None and remaining:
-            parts.append(f"{text.duration(remaining)} left")
-    elif visit.said is not None:
+            parts.append(f"{_left(remaining)} left")
+    elif visit.said is not None and visit.ended is None:
         done, total, message = visit.said
         parts.append(f"{done:g}" if total is None else f"{done:g}/{total:g}")
         if message:
@@ -165,6 +167,12 @@ def describe(visit: Visit, now: float) -> list[str]:
     if visit.ended is not None:
         parts.append(text.duration(visit.ended - visit.began))
     return parts
+
+
+def _left(seconds: float) -> str:
+    """Return a time that is only guessed: in whole seconds."""
+    whole = max(1, math.ceil(seconds))
+    return f"{whole} s" if whole < 60 else text.duration(whole)
 
 
 def workers_text(pool: WorkerPool) -> list[str]:

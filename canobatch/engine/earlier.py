@@ -56,13 +56,13 @@ class Earlier:
         self._state = state
         self._run_id = run_id
         self._accepted = _Accepted()
-        #: By branch, the attempts made of those that were between two of them.
+        #: By branch, the attempts that count of those that were begun and not accepted.
         self.attempts: dict[int, int] = {}
 
     @property
     def end(self) -> int:
-        """The number after the last accepted branch."""
-        return len(self._accepted)
+        """The number after the last branch that is known."""
+        return max(len(self._accepted), max(self.attempts, default=-1) + 1)
 
     def add(self, index: int, digest: bytes | None) -> None:
         """A branch was accepted whose item had this digest."""

@@ -35,6 +35,7 @@ class Run:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._drive, name=f"canobatch-run-{driver.run_id}", daemon=True)
         self._lock = threading.Lock()
+        self._is_driven = False
         self._watchers: list[Callable[[], None]] | None = []
         if begins:
             self.begin()
@@ -45,6 +46,7 @@ class Run:
             self._thread.start()
         except RuntimeError as error:
             # No thread is to be had; whoever waits must not wait for ever.
+            self._driver.scribe.close()
             self.fail(error)
             self.end()
             raise
@@ -131,23 +133,29 @@ class Run:
         return self._driver.report()
 
     def wait_through_interrupt(self) -> Any:
-        """Wait like `wait`; what a signal handler raises meanwhile cancels the run.
+        """Begin, and wait like `wait`; what a signal handler raises meanwhile cancels the run.
 
         What means to end the process, Ctrl-C or a ``sys.exit``, is raised when the run has ended; a second one
         abandons it. Anything else, an alarm for example, may be there to end a wait that is too long.
         """
         try:
+            self.begin()
             return self.wait()
         except BaseException as error:
             if not self._ended.is_set():
                 self.cancel("interrupted", keep=None)
+                # It may have come before there was a thread; cancelled, the run ends here as it would there.
+                self._drive()
                 if isinstance(error, KeyboardInterrupt | SystemExit):
                     self._ended.wait()
             raise
 
     def _drive(self) -> None:
-        self.drive()
-        self.end()
+        with self._lock:
+            is_driven, self._is_driven = self._is_driven, True
+        if not is_driven:
+            self.drive()
+            self.end()
 
     def end(self) -> None:
         """Tell those who watch and those who wait that it has ended, after `drive` or `fail`; once only."""

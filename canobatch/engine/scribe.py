@@ -138,7 +138,7 @@ class Scribe:
     def recorded(self, segments: Segments, begun: dict[int, int] | None = None) -> Iterator[AttemptRecord]:
         """Yield what earlier lives accepted of the present visit; large values in it move to ``segments``.
 
-        At its end ``begun`` has, by branch, the attempts made of those that were between two of them.
+        At its end ``begun`` has, by branch, the attempts that count of those that were not accepted.
         """
         begun = {} if begun is None else begun
         if self._recovered is None or self._source is None or self.visit != self._recovered.visits[-1].visit:
@@ -151,8 +151,8 @@ class Scribe:
             if attempt.status == BranchStatus.SUCCEEDED:
                 operations = with_data(attempt.operations, lambda data: segments.house(unflat(data)))
                 yield attempt._replace(operations=operations)
-            elif attempt.status == _RETRIED:
-                begun[branch] = attempt.attempt
+            else:
+                begun[branch] = attempt.attempt if attempt.status == _RETRIED else 0
 
     def attempts_made(self) -> int:
         """Return how many attempts earlier lives made of the present visit's single task, if another was to follow."""

@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _COMPONENT = "runs"
-_STEPS = (("CREATE TABLE runs (name TEXT PRIMARY KEY, facts BLOB, digest INTEGER) WITHOUT ROWID",),)
+_STEPS = (
+    ("CREATE TABLE runs (name TEXT PRIMARY KEY, facts BLOB, digest INTEGER) WITHOUT ROWID",),
+    # The facts begin with a stamp.
+    ("DELETE FROM runs",),
+)
 
 #: Tells whether a database is as it was: its inode, when it was changed last, its size.
 Stamp = tuple[int, int, int]
@@ -141,7 +145,7 @@ class Home:
         except JournalError:
             connection = _sqlite.connect_readonly(self.index)
         try:
-            if _sqlite.schema_version(connection, self.index, _COMPONENT, len(_STEPS)) == 0:
+            if _sqlite.schema_version(connection, self.index, _COMPONENT, len(_STEPS)) < len(_STEPS):
                 return []
             return connection.execute("SELECT name, facts, digest FROM runs").fetchall()
         finally:

@@ -33,7 +33,7 @@ class KeeperClient:
 
     def __init__(self, token: str, env: Mapping[str, str], max_workers: int, threads_per_worker: int) -> None:
         self.token = f"{token}.{secrets.token_hex(8)}"
-        _procs.fill_standard_streams()
+        _procs.open_standard_streams()
         self.sock, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # The keeper watches its launcher by this; a pipe's end could be held by a forked child.
         launcher = os.pidfd_open(os.getpid())

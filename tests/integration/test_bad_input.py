@@ -674,5 +674,5 @@ def test_a_run_may_begin_once_its_module_is_imported(tmp_path, monkeypatch, pool
 def test_a_pool_may_be_as_large_as_can_be():
     """Only as many workers are made, and thought of, as there are calls."""
     with WorkerPool(10**20) as pool:
-        map_of(lambda ctx, item: item, [1, 2]).orchestrate("map", pool=pool)
-        assert {worker.slot for worker in pool.workers()} <= {0, 1}
+        map_of(lambda ctx, item: item, [1, 2], all_).orchestrate("split", pool=pool)
+        assert {worker.slot for worker in pool.workers} <= {0, 1}

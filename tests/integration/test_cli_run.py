@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import signal
 import sqlite3
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -224,6 +228,40 @@ def test_a_closed_standard_output_does_not_spoil_a_run(place):
     assert "Exception" not in stderr
 
 
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+def test_streams_that_were_closed_before_do_not_matter(place, closed):
+    """`canobatch run >&-`: what gets their numbers is no file or socket of ours."""
+    place.write("small.py", SMALL)
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = place.start("run", "small.py", **streams, preexec_fn=lambda: [os.close(number) for number in closed])
+    assert process.wait(60) == 0
+    assert json.loads(place.run("runs", "--json").stdout)[0]["status"] == "completed"
+
+
+@pytest.mark.parametrize(("command", "code"), [("run", 0), ("check", 0), ("frobnicate", 2), ("show", 2)])
+def test_a_full_log_of_progress_does_not_end_a_run(place, command, code):
+    """Nothing depends on standard error but what is told there, not the exit code either."""
+    place.write("small.py", SMALL)
+    with Path("/dev/full").open("w") as full:
+        process = place.start(command, "small.py", stdout=subprocess.DEVNULL, stderr=full)
+        assert process.wait(60) == code
+
+
+def test_ctrl_c_while_it_is_loaded_is_silent(place):
+    """There is no traceback of what is just being imported; the shell sees the signal."""
+    reader, writer = os.pipe()
+    # What python -v has to say of the imports does not fit: it stops among them.
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    place.program = (sys.executable, "-v", "-m", "canobatch")
+    process = place.start("runs", stderr=writer)
+    os.close(writer)
+    with os.fdopen(reader, errors="replace") as told:
+        assert any("canobatch/cli/app" in line for line in told)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == -signal.SIGINT
+        assert "Traceback" not in told.read()
+
+
 def test_two_runs_of_a_name_do_not_overlap(place):
     """The second is told at once, skips, or waits; and a name is free when its holder was killed."""
     place.write("long.py", LONG)
@@ -313,6 +351,39 @@ def test_a_home_that_cannot_be_used_is_told(place):
 
 
 # -- on a terminal
+
+
+def test_a_terminal_that_is_closed_does_not_cut_the_cancel_short(place):
+    """It is told of twice, by kernel and shell: the run is cancelled as by any first signal, and can be resumed."""
+    place.write("long.py", LONG)
+    screen = Screen(place, "run", "long.py")
+    screen.wait_for("long", "workers busy")
+    pid = place.await_told("long")
+    screen.close()
+    place.screens.clear()
+    for _ in range(2):
+        screen.process.send_signal(signal.SIGHUP)
+    assert screen.process.wait(60) == 129
+    assert not is_alive(pid)
+    (run,) = json.loads(place.run("runs", "--json").stdout)
+    assert run["status"] == "cancelled"
+    place.release("long")
+    again = place.run("resume", "last")
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_terminal_that_is_closed_ends_nothing_under_nohup(place):
+    """Where a hang-up is ignored, a run whose terminal is gone goes to its end."""
+    place.write("long.py", LONG)
+    ignoring = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
+    screen = Screen(place, "run", "long.py", preexec_fn=ignoring)
+    screen.wait_for("long", "workers busy")
+    screen.close()
+    place.screens.clear()
+    screen.process.send_signal(signal.SIGHUP)
+    place.release("long")
+    assert screen.process.wait(60) == 0
+    assert json.loads(place.run("runs", "--json").stdout)[0]["status"] == "completed"
 
 
 def test_progress_is_live_on_a_terminal(place):

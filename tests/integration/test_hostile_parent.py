@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
-import subprocess
 import time
 
 import psutil
@@ -101,6 +101,24 @@ signal.signal(signal.SIGCHLD, reap)
 def assert_clean(done, code: int = 0) -> None:
     """The script has ended as it should, and nothing was said on stderr."""
     assert (done.returncode, done.stderr) == (code, ""), done.stdout
+
+
+# -- streams
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "2", "0, 1, 2"])
+def test_a_launcher_with_closed_standard_streams_works(closed, run_script):
+    """What a daemon closes matters to no worker, and no socket of ours becomes its standard output."""
+    inner = COMMON + "squares(None)\nPath(sys.argv[1]).write_text('done')\n"
+    source = f"""
+import os, subprocess, sys, tempfile
+with tempfile.NamedTemporaryFile("r") as told:
+    close = lambda: [os.close(number) for number in ({closed},)]
+    subprocess.run([sys.executable, "-c", {inner!r}, told.name], preexec_fn=close, check=True)
+    print(told.read())
+"""
+    done = run_script(source)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
 # -- reaping
@@ -505,33 +523,45 @@ def interruptible():
 #: The environment of a script that says at SIGABRT where it hangs.
 TELLING = {"PYTHONFAULTHANDLER": "1"}
 
+#: Python drops an interrupt that hits a callback of its import system. Who pressed Ctrl-C presses it again.
+DROPPED = re.compile(
+    r'Exception ignored .*\nTraceback.*\n  File "<frozen importlib._bootstrap>".*\n(?:    .*\n)*KeyboardInterrupt.*\n'
+)
+
+#: How a story of an interrupt ends. From 3.12 on, one that hits the body of an enum has a note.
+ENDED = re.compile(r"^KeyboardInterrupt(\nError calling __set_name__ on .*)?\n\Z", re.MULTILINE)
+
 
 def interrupt(script, timeout: float = 20.0) -> None:
     """Press Ctrl-C: the whole foreground group gets SIGINT."""
-    os.killpg(script.process.pid, signal.SIGINT)
-    try:
-        script.process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        # With `TELLING` it says where its threads are.
-        script.process.send_signal(signal.SIGABRT)
-        script.process.wait()
-        pytest.fail(f"Ctrl-C did not end the script:\n{script.stdout}\n{script.stderr}")
+    deadline, pressed = time.monotonic() + timeout, 0
+    while script.process.poll() is None:
+        if pressed == len(DROPPED.findall(script.stderr)):
+            os.killpg(script.process.pid, signal.SIGINT)
+            pressed += 1
+        if time.monotonic() > deadline:
+            # With `TELLING` it says where its threads are.
+            script.process.send_signal(signal.SIGABRT)
+            script.process.wait()
+            pytest.fail(f"Ctrl-C did not end the script:\n{script.stdout}\n{script.stderr}")
+        time.sleep(0.005)
 
 
 def assert_interrupted(script) -> None:
     """The script ended by its KeyboardInterrupt, said so once, and left nothing."""
+    told = DROPPED.sub("", script.stderr)
     # Python forgets that it was an interrupt, and exits with 1, when another thread happens to exec() a string
     # (dataclasses and namedtuples do, while modules are imported).
-    assert script.process.returncode in (-signal.SIGINT, 1), script.stderr
+    assert script.process.returncode in (-signal.SIGINT, 1), told
     assert script.survivors(within=3.0) == {}
-    assert script.stderr.rstrip().endswith("KeyboardInterrupt"), script.stderr
+    assert ENDED.search(told), told
     # A chain of interrupts is one story; that of a worker or keeper would be another.
-    stories = script.stderr.count("Traceback (most recent call last)")
-    links = script.stderr.count("During handling of the above exception, another exception occurred")
-    assert stories == 1 + links, script.stderr
-    assert "Exception ignored" not in script.stderr
+    stories = told.count("Traceback (most recent call last)")
+    links = told.count("During handling of the above exception, another exception occurred")
+    assert stories == 1 + links, told
+    assert "Exception ignored" not in told
     for ours in ("popen_loky_posix", "resource_tracker", "keeper.main", "Worker(sock"):
-        assert ours not in script.stderr, script.stderr
+        assert ours not in told, told
 
 
 HANGING = """
@@ -722,7 +752,7 @@ while True:
         interrupt(script)
         assert script.process.returncode in (-signal.SIGINT, 1), script.stderr
         assert script.survivors(within=3.0) == {}
-        assert script.stderr.rstrip().endswith("KeyboardInterrupt"), script.stderr
+        assert ENDED.search(DROPPED.sub("", script.stderr)), script.stderr
 
 
 @pytest.mark.usefixtures("interruptible")

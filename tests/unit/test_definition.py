@@ -226,6 +226,12 @@ def test_impossible_workflow_settings_are_refused(settings, words):
 # -- what validate finds
 
 
+def test_a_name_is_not_many_exit_states():
+    """One string where several states are meant would be one state for each letter."""
+    with pytest.raises(ConfigurationError, match=r"call add_exit_state\('done'\)"):
+        Workflow("test").add_exit_states("done")
+
+
 def test_an_empty_workflow_has_two_problems():
     """Without any state and without an exit both are said, each with its cure."""
     first, second = problems(Workflow("test"))

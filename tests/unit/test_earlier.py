@@ -30,3 +30,12 @@ def test_more_branches_than_there_are_now_are_refused():
     earlier.check_total(5)
     with pytest.raises(VersionMismatchError, match="branch 4 was recorded, and there are only 4 now"):
         earlier.check_total(4)
+
+
+def test_branches_that_failed_are_known_too():
+    """They were among the branches."""
+    earlier = Earlier("work", "r")
+    earlier.attempts[3] = 0
+    assert not earlier.has(3, b"item")
+    with pytest.raises(VersionMismatchError, match="branch 3 was recorded"):
+        earlier.check_total(0)

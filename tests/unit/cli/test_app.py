@@ -104,6 +104,25 @@ def test_impossible_values_are_wrong_usage(run, workplace, typed, words):
     assert list(workplace.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["show", "logs", "resume", "cancel"])
+def test_an_empty_run_is_no_run(run, name):
+    """`canobatch cancel "$RUN"` with a variable that is not set must not take the only run there is."""
+    done = run(name, "")
+    assert done.exit_code == 2
+    assert "RUN is empty" in done.stderr
+
+
+def test_ctrl_c_while_a_command_is_found_is_130(run, monkeypatch):
+    """Also before there is a command that could tell it."""
+
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("canobatch.cli.app.load_command", interrupted)
+    done = run("runs")
+    assert (done.exit_code, done.stderr) == (130, "Error: interrupted\n")
+
+
 def test_a_misspelt_option_is_suggested(run, workplace):
     """So is an option."""
     done = run("run", "x.py", "--jbos", "2")
@@ -322,4 +341,4 @@ def test_the_script_is_declared():
     import tomllib
 
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
-    assert project["scripts"] == {"canobatch": "canobatch.cli:main"}
+    assert project["scripts"] == {"canobatch": "canobatch.__main__:main"}

@@ -76,7 +76,7 @@ def test_a_sound_target_passes(run, workplace):
     (workplace / "good_flow.py").write_text(GOOD)
     done = run("check", "good_flow.py")
     assert (done.exit_code, done.stdout) == (0, "")
-    assert "flow, flows: no problems" in done.stderr
+    assert "no problems (checked: flow, flows)" in done.stderr
 
 
 def test_a_bad_cron_expression_is_found(run, workplace):

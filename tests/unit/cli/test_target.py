@@ -104,6 +104,7 @@ def test_what_is_not_there_is_told_with_what_may_be_meant(place, text, words):
         ("def make(a, b=1):\n    pass\n", "make() needs a; a factory takes no arguments"),
         ("def make():\n    return 3\n", "make() made 3, not a workflow"),
         ("def make():\n    raise KeyError('k')\n", "KeyError: 'k' ({path}, line 2)"),
+        ("from canobatch import Retry\nRetry.fixed(-1)\n", "({path}, line 2)"),
         ("raise ValueError('one\\ntwo')\n", "ValueError: one ({path}, line 1)"),
         ("x = '\0'\n", "cannot load broken_one.py:make: SyntaxError"),
         ("async def make():\n    pass\n", "make() made the coroutine make, not a workflow"),

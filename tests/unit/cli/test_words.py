@@ -49,6 +49,19 @@ def test_tables_are_aligned_by_what_is_seen():
     assert [text.click.unstyle(line) for line in lines] == ["a      c", "日本   1", "x     22"]
 
 
+def test_tables_fit_the_terminal():
+    """The widest columns give way, but not the first, nor below what can be read; what is cut ends with dots."""
+    row = ("20261121-120030-f644cf50", "\x1b[31mfailed\x1b[0m", "x" * 100, "日本" * 10)
+    lines = text.table(("run", "status", "error", "note"), [row], room=70).splitlines()
+    assert text.width(lines[1]) == 70
+    assert row[0] in lines[1]
+    assert row[1] in lines[1]
+    assert lines[1].count("…") == 2
+    narrow = text.table(("run", "status", "error", "note"), [row], room=10).splitlines()[1]
+    assert narrow.startswith(row[0])
+    assert text.width(narrow) < 60
+
+
 def event(kind, state="s", branch=None, detail=None):
     return SimpleNamespace(kind=kind, state=state, branch=branch, detail=detail)
 
@@ -70,7 +83,7 @@ def test_progress_is_gathered_from_events():
     assert (visit.split.succeeded, visit.split.failed, visit.split.killed) == (2, 2, 1)
     assert progress.visits[0].ended is not None
     words = describe(visit, visit.split.began + 5)
-    assert words == ["5/10, 2 failed, 1 killed", "1/s", "5.0 s left", "1 retry"]
+    assert words == ["5/10, 2 failed, 1 killed", "1/s", "5 s left", "1 retry"]
 
 
 def test_a_long_way_is_not_kept():

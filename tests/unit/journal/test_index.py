@@ -208,3 +208,14 @@ def test_a_truncated_index_is_found(journal):
             assert found == right
     assert errors
     assert [error for error in errors if str(journal.directory / "home.db") not in error] == []
+
+
+def test_an_index_of_an_earlier_version_is_made_anew(journal):
+    """It lacks what tells whether a run is still the one that was read."""
+    end(journal)
+    right = journal.runs()
+    path = journal.directory / "home.db"
+    query(path, "UPDATE canobatch_schema SET version = 1 WHERE component = 'runs'")
+    query(path, "UPDATE runs SET facts = x'00'")
+    assert [journal.runs(), journal.runs()] == [right, right]
+    assert query(path, "SELECT version FROM canobatch_schema") == [(2,)]

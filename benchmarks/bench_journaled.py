@@ -11,13 +11,18 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from benchmarks._books import library as library_of_books
 from benchmarks._peers import library
-from benchmarks._row import OURS, Figure, Kind, Measure, Options, Row, Sample, Side, Target
+from benchmarks._row import OURS, Figure, How, Kind, Measure, Options, Row, Sample, Side, Target
 from benchmarks._work import nothing
+from benchmarks.bench_book import analyse_branch
 
 if TYPE_CHECKING:
     from canobatch import TaskContext, WorkerPool, Workflow
     from canobatch.journal import SqliteJournal
+
+
+NO_JOURNAL = "canobatch, no journal"
 
 
 def counts(options: Options) -> tuple[int, int]:
@@ -58,6 +63,16 @@ def split_of(journal: SqliteJournal | None, count: int, needed: str = "") -> Wor
     items = [(number, needed if number == count - 1 else "") for number in range(count)]
     join = JoinConfig(JoinStrategy.all(), "done", into="values")
     return Workflow("split", journal=journal).register_map("map", branch, items, join).add_exit_state("done")
+
+
+def books_of(journal: SqliteJournal | None, paths: list[str]) -> Workflow:
+    """Return a workflow that analyses books, one branch each."""
+    from canobatch import JoinConfig, JoinStrategy, Workflow
+
+    join = JoinConfig(JoinStrategy.all(), "done", into="analyses")
+    return (
+        Workflow("books", journal=journal).register_map("analyse", analyse_branch, paths, join).add_exit_state("done")
+    )
 
 
 def timed(workflow: Workflow, initial: str, run_id: str, pool: WorkerPool) -> float:
@@ -114,10 +129,13 @@ def side(durable: Literal["process", "power"] | None) -> Callable[[Options], Abs
                     elapsed = seconds_to_resume(journal, count, f"resumed-{count}-{number}", pool)
                     sample[f"resume_{count}"] = elapsed * 1e3
                 journal.prune()
+            if durable != "power":
+                sample["books"] = timed(books_of(journal, paths), "analyse", f"books-{number}", pool)
             return sample
 
         try:
-            with WorkerPool(options.workers, spares=0) as pool:
+            copies = options.workers * (1 if options.quick else 5)
+            with library_of_books(copies) as paths, WorkerPool(options.workers, spares=0) as pool:
                 pool.warm_up()
                 yield measure
         finally:
@@ -160,12 +178,13 @@ ROW = Row(
     figures=(
         Figure("transition", "per transition", "µs", (Target(100.0),)),
         Figure("branch", "per no-op branch", "µs"),
+        Figure("books", "all books analysed", "s", (Target(1.03, How.RATIO, NO_JOURNAL),)),
         Figure("size", "on disk, per branch", "bytes"),
         *(Figure(f"resume_{count}", f"resume with {count} accepted branches", "ms") for count in (10**3, 10**4, 10**5)),
     ),
     sides=(
         Side(OURS, side("process"), Kind.OURS),
-        Side("canobatch, no journal", side(None), Kind.VARIANT),
+        Side(NO_JOURNAL, side(None), Kind.VARIANT),
         Side("canobatch, against power loss", side("power"), Kind.VARIANT, every=3),
         Side("DBOS on SQLite", dbos_side, needs="dbos", every=3),
     ),

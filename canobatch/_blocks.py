@@ -128,15 +128,12 @@ class _Server:
     """A running server."""
 
     def __init__(self) -> None:
+        _procs.open_standard_streams()
         launcher = os.pidfd_open(os.getpid())
         ours, theirs = socket.socketpair()
-        path = [entry or os.getcwd() for entry in sys.path]
-        command = [sys.executable, "-W", "ignore", "-c", _BOOT, str(theirs.fileno()), str(launcher), *path]
+        fds = (theirs.fileno(), launcher)
         try:
-            with _procs.group_signals_blocked():
-                self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
-                    command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), launcher), start_new_session=True
-                )
+            self._process = _procs.start_own(_BOOT, *fds, fds=fds, options=("-W", "ignore"))
         finally:
             theirs.close()
             os.close(launcher)

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from canobatch import _clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    import subprocess
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -98,6 +99,33 @@ def ignore_group_signals() -> None:
     for number in GROUP_SIGNALS:
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
+
+
+def start_own(
+    boot: str, *arguments: object, fds: Sequence[int], options: Sequence[str] = (), env: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start an interpreter of our own in a session of its own.
+
+    Args:
+        boot: Code, which finds this process's module path in ``sys.argv`` behind the ``arguments``.
+        arguments: What it is told.
+        fds: Descriptors that it gets, under their numbers here.
+        options: Of the interpreter.
+        env: Its environment; None: this process's.
+    """
+    import subprocess  # noqa: PLC0415 - slow; most who look at processes start none
+
+    try:
+        here, cwd = os.getcwd(), None
+    except FileNotFoundError:
+        # It was removed: then nothing can be imported from it either, and a process has to be somewhere.
+        here = cwd = os.sep
+    path = [entry or here for entry in sys.path if isinstance(entry, str)]
+    command = [sys.executable, *options, "-c", boot, *map(str, arguments), *path]
+    with group_signals_blocked():
+        return subprocess.Popen(  # noqa: S603 - our own interpreter
+            command, stdin=subprocess.DEVNULL, pass_fds=fds, start_new_session=True, env=env, cwd=cwd
+        )
 
 
 def is_dead(pidfd: int) -> bool:
@@ -425,10 +453,11 @@ def signals_told(numbers: Iterable[int], tell: Callable[[int], None], *, times: 
     caught: list[int] = []
 
     def handle(number: int, _: object) -> None:
-        if len(caught) >= times:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
         caught.append(number)
+        if len(caught) >= times:
+            # Whatever this thread does then: the next one is the kernel's.
+            for each in numbers:
+                signal.signal(each, signal.SIG_DFL)
         tell(number)
 
     numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
@@ -439,6 +468,45 @@ def signals_told(numbers: Iterable[int], tell: Callable[[int], None], *, times: 
         for number, handler in before.items():
             # None: it was installed from C, and cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+class SignalWait:
+    """Made by `signals_awaited`."""
+
+    def __init__(self, reader: int, writer: int) -> None:
+        self._reader, self._writer, self._is_woken = reader, writer, False
+        self.caught: list[int] = []
+
+    def wait(self) -> int | None:
+        """Return the first signal once there is one, or None when woken."""
+        while not (self.caught or self._is_woken):
+            select.select([self._reader], [], [])
+            os.read(self._reader, 64)
+        return self.caught[0] if self.caught else None
+
+    def wake(self) -> None:
+        """Let `wait` return; from any thread."""
+        self._is_woken = True
+        with suppress(BlockingIOError):
+            os.write(self._writer, b"!")
+
+
+@contextmanager
+def signals_awaited(numbers: Iterable[int]) -> Iterator[SignalWait]:
+    """Give what waits for the first of these signals; the next one ends the process. Only in the main thread.
+
+    Who waits for a lock can sleep through a signal that comes just before the wait; who waits for a byte cannot.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        wait = SignalWait(reader, writer)
+        with signals_told(numbers, wait.caught.append):
+            yield wait
+    finally:
+        signal.set_wakeup_fd(before)
+        for fd in (reader, writer):
+            os.close(fd)
 
 
 # -- who a process is, for whoever finds its name later

@@ -22,7 +22,8 @@ class CancelToken:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Re-entrant: a signal handler may cancel in the midst of another cancel.
+        self._lock = threading.RLock()
         self._watchers: list[Callable[[], None]] = []
         self._reason: str | None = None
         #: Whether a run with a journal may be resumed after this cancel; see `cancel`.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import timedelta
 from enum import Enum, StrEnum
 from fractions import Fraction
@@ -134,6 +134,7 @@ class JoinConfig:
 
     strategy: JoinStrategy
     join_state: Any
+    _: KW_ONLY
     timeout: float | None = None
     bulkhead: int | Semaphore | None = None
     into: str | None = None

@@ -314,11 +314,6 @@ class Resources(Mapping[Any, Any]):
 
     # -- for workers
 
-    @property
-    def launcher_only(self) -> list[Any]:
-        """The keys that no worker can ask for."""
-        return [key for key, thing in self._things.items() if scope_of(thing) == "run"]
-
     def packed(self) -> dict[Any, bytes | None]:
         """Return what workers need: each resource's pickle, None for those that stay in the launcher."""
         return {key: None if scope_of(thing) == "run" else pack(key, thing) for key, thing in self._things.items()}

@@ -84,7 +84,7 @@ class WorkerResources(Mapping[Any, Any]):
             try:
                 with _bounded(hook_timeout_of(thing), lambda hung=hung: _log.warning(hung)):  # type: ignore[misc]
                     result_of(thing.teardown)
-            except Exception as error:  # noqa: BLE001 - the next one's turn comes all the same
+            except BaseException as error:  # noqa: BLE001 - the next one's turn comes all the same
                 _log.warning("%s", hook_error(key, "teardown", error), exc_info=error)
 
     def _set_up(self, key: Any, thing: Resource) -> None:
@@ -98,7 +98,7 @@ class WorkerResources(Mapping[Any, Any]):
         try:
             with _bounded(limit, lambda: self.last_words(hung)):
                 result_of(thing.setup)
-        except Exception as error:
+        except BaseException as error:
             raise hook_error(key, "setup", error) from error
         # What it has started is no left-over of the task that happened to ask first.
         self.threads += max(0, threading.active_count() - threads)

@@ -164,7 +164,8 @@ class Workflow(Registration):
             RunCancelledError: The run was cancelled.
             CompensationError: It failed or was cancelled, and could not be rolled back completely.
         """
-        return self.start(initial, pool=pool, run_id=run_id, params=params, cancel=cancel).wait_through_interrupt()
+        run = self.start(initial, pool=pool, run_id=run_id, params=params, cancel=cancel, begins=False)
+        return run.wait_through_interrupt()
 
     def start(
         self,
@@ -230,7 +231,7 @@ class Workflow(Registration):
             JournalError: The journal cannot be read.
             CanobatchError: As for `orchestrate`; for a run that ended for good, what it ended with.
         """
-        return self.start_resume(run_id, pool=pool, cancel=cancel).wait_through_interrupt()
+        return self.start_resume(run_id, pool=pool, cancel=cancel, begins=False).wait_through_interrupt()
 
     def start_resume(
         self,

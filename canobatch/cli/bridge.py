@@ -74,7 +74,9 @@ def _help(name: str, declared: type | None) -> str:
 
 _FREE = click.Option(["-p", "--param", "canobatch_given"], metavar="NAME=VALUE", multiple=True, help="A parameter.")
 _OWN = (
-    click.Option(["-j", "--jobs"], type=click.IntRange(min=1), help="Worker processes. Default: one per core."),
+    click.Option(
+        ["-j", "--jobs"], metavar="N", type=click.IntRange(min=1), help="Worker processes. Default: one per core."
+    ),
     click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."),
 )
 

@@ -10,7 +10,7 @@ import click
 from canobatch.cli import exits
 from canobatch.cli.command import Option, command, home_option, json_option, say, target_argument
 from canobatch.cli.streams import data_stream
-from canobatch.errors import TargetError
+from canobatch.errors import ResourceError, TargetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +58,7 @@ def check_command(ctx: click.Context, target: str, initials: tuple[str, ...], as
     if problems:
         say(f"{target}: {len(problems)} problem{'s' if len(problems) > 1 else ''}")
         ctx.exit(exits.BAD_TARGET)
-    say(f"{target}: {', '.join(names)}: no problems")
+    say(f"{target}: no problems (checked: {', '.join(names)})")
 
 
 def _check(target: str, initials: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -139,9 +139,14 @@ def _problems_of(workflow: Workflow, starts: set[Any] | None, initials: tuple[st
         yield from _params_problems(definition.params)
     for state in dict.fromkeys([*definition.handlers, *definition.exits]):
         yield from _state_problems(state)
+    launcher_only = []
+    try:
+        launcher_only = [key for key, data in workflow.resources.packed().items() if data is None]
+    except ResourceError as error:
+        yield str(error)
     for state, handler in definition.handlers.items():
         tasks = _sent_tasks(definition, handler)
-        found = [*_pickling_problems(handler, tasks), *_resource_problems(workflow, tasks)]
+        found = [*_pickling_problems(handler, tasks), *_resource_problems(launcher_only, tasks)]
         yield from (f"state {label(state)}: {text}" for text in dict.fromkeys(found))
 
 
@@ -199,11 +204,10 @@ def _pickling_problems(handler: Handler, tasks: list[Any]) -> Iterator[str]:
             yield problem
 
 
-def _resource_problems(workflow: Workflow, tasks: list[Any]) -> Iterator[str]:
+def _resource_problems(launcher_only: list[Any], tasks: list[Any]) -> Iterator[str]:
     from canobatch.cli.lookups import keys_asked_for  # noqa: PLC0415
     from canobatch.task import task_name  # noqa: PLC0415
 
-    launcher_only = workflow.resources.launcher_only
     for task in tasks if launcher_only else ():
         for key in keys_asked_for(task):
             if key in launcher_only:

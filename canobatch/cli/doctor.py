@@ -87,7 +87,8 @@ def doctor_command(ctx: click.Context, fix: bool, as_json: bool) -> None:
 
 def _print(findings: list[Finding], left: list[Finding], facts: dict[str, Any]) -> None:
     for name, fact in facts.items():
-        click.echo(f"{name.replace('_', ' ')}: {fact}")
+        words = ", ".join(f"{count:,} {what}" for what, count in fact.items()) if isinstance(fact, dict) else fact
+        click.echo(f"{name.replace('_', ' ')}: {words or 'none'}")
     for each in findings:
         mark = click.style("left", fg="yellow") if each in left else click.style("fixed", fg="green")
         click.echo(f"{mark} {each.what}; {each.cure}", color=colour(1))

@@ -56,22 +56,26 @@ def flows_command(ctx: click.Context, as_json: bool) -> None:
         facts = [_facts(info, schedule, tick) for info, schedule, tick in flows]
         click.echo(json.dumps(facts, ensure_ascii=False))
         return
+    now = _clock.epoch()
     rows = [
         (
             text.one_line(info.id, 30),
             click.style(str(info.status.value), fg=_COLOURS.get(info.status.value, "red")),
             text.one_line(schedule, 40),
             f"{info.run_count:,}",
-            "" if info.last_run is None else text.local_time(info.last_run.timestamp()),
+            "" if info.last_run is None else text.short_time(info.last_run.timestamp(), now),
             text.duration(info.last_duration),
-            "" if tick is None else text.local_time(tick.timestamp()),
-            text.one_line(info.last_error or "", 50),
+            "" if tick is None else text.short_time(tick.timestamp(), now),
         )
         for info, schedule, tick in flows
     ]
     if rows:
-        headers = ("flow", "status", "schedule", "runs", "last run", "took", "next", "last error")
+        headers = ("flow", "status", "schedule", "runs", "last run", "took", "next")
         click.echo(text.table(headers, rows, right=("runs", "took")), color=colour(1))
+    for info, _, _ in flows:
+        if info.last_error:
+            what = f"{text.one_line(info.id, 30)}: {text.one_line(info.last_error, 300)}"
+            click.echo(f"{click.style('last error', fg='red')} of {what}", color=colour(1))
 
 
 def _next_tick(home: FlowHome, info: FlowInfo) -> datetime | None:

@@ -59,15 +59,14 @@ def runs_command(
             text.one_line(run.run_id, 40),
             text.one_line(run.workflow, 30),
             click.style(run.status.value, fg=_COLOURS.get(run.status, "red")),
-            text.one_line(run.state or "", 30),
-            text.local_time(run.started_at),
+            text.short_time(run.started_at, now),
             text.duration(_taken(run, now)),
-            text.one_line(_short(run.error), 60),
+            text.one_line(_short(run.error) or (f"in {run.state}" if run.state else ""), 100),
         )
         for run in found
     ]
     if rows:
-        headers = ("run", "workflow", "status", "state", "started", "took", "error")
+        headers = ("run", "workflow", "status", "started", "took", "outcome")
         click.echo(text.table(headers, rows, right=("took",)), color=colour(1))
 
 
@@ -177,7 +176,7 @@ def _history_text(history: RunHistory, now: float, *, is_all: bool) -> str:
     status = click.style(run.status.value, fg=_COLOURS.get(run.status, "red"), bold=True)
     took = _taken(run, now)
     lines = [
-        f"run {run.run_id}  {text.one_line(run.workflow)} {status}" + (f" in {run.state}" if run.state else ""),
+        f"run {run.run_id} of {text.one_line(run.workflow)}: {status}" + (f" in {run.state}" if run.state else ""),
         f"started {text.local_time(run.started_at)}" + ("" if took is None else f", took {text.duration(took)}"),
     ]
     if run.status is RunStatus.RUNNING:
@@ -196,7 +195,7 @@ def _history_text(history: RunHistory, now: float, *, is_all: bool) -> str:
     if listed:
         shown = listed if is_all else listed[:_LISTED]
         headers = ("branch", "attempt", "status", "started", "time", "cpu", "memory", "error")
-        lines += ["", text.table(headers, [_attempt_row(each, names) for each in shown], right=("time", "cpu"))]
+        lines += ["", text.table(headers, [_attempt_row(each, names, now) for each in shown], right=("time", "cpu"))]
         if len(shown) < len(listed):
             lines.append(f"and {len(listed) - len(shown):,} more; see them with --all")
     lines += [
@@ -228,13 +227,13 @@ def _branches(visit: VisitRecord, statuses: list[str]) -> str:
     return total + ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in counts.items())
 
 
-def _attempt_row(attempt: AttemptRecord, names: dict[int, str]) -> tuple[str, ...]:
+def _attempt_row(attempt: AttemptRecord, names: dict[int, str], now: float) -> tuple[str, ...]:
     branch = "" if attempt.branch is None else f"[{attempt.branch}]"
     return (
         f"{text.one_line(names.get(attempt.visit, '?'), 40)}{branch}",
         str(attempt.attempt),
         attempt.status.replace("_", " "),
-        "" if attempt.started is None else text.local_time(attempt.started),
+        "" if attempt.started is None else text.short_time(attempt.started, now),
         text.duration(attempt.duration),
         text.duration(attempt.cpu_time),
         text.size(attempt.max_rss),

@@ -6,7 +6,7 @@ import os
 import queue
 import signal
 import threading
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any
@@ -18,15 +18,16 @@ from canobatch.cancel import CancelToken
 from canobatch.cli import exits, summary, text
 from canobatch.cli.command import Failure, colour, say
 from canobatch.cli.home import Bell
-from canobatch.cli.progress import Progress
 from canobatch.cli.records import show_records
+from canobatch.cli.streams import leave_terminal
 from canobatch.cli.view import make_view
-from canobatch.errors import CanobatchError, RunCancelledError
+from canobatch.errors import CanobatchError, CompensationError, RunCancelledError
+from canobatch.observe import RunProgress
 from canobatch.pool import WorkerPool
 from canobatch.workflow import new_run_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from canobatch.cli.home import Home, LaunchRecord
@@ -92,7 +93,7 @@ def follow(
         is_shown: Whether its progress is shown.
     """
     told: queue.SimpleQueue[int] = queue.SimpleQueue()
-    progress = Progress()
+    progress = RunProgress()
     show_records()
     with _signals(told), ExitStack() as stack:
         run = start([progress] if is_shown else [])
@@ -114,8 +115,9 @@ def follow(
         except _SecondSignal as second:
             _die(second.number, view, pool, run.id)
         finally:
-            if view is not None:
-                view.close()
+            with _unseen():
+                if view is not None:
+                    view.close()
     try:
         run.wait()
     except Exception as error:  # noqa: BLE001 - told to the user
@@ -139,6 +141,15 @@ def _settle_in(run: Run, pool: WorkerPool, settings: Settings, stack: ExitStack)
     return bell
 
 
+@contextmanager
+def _unseen() -> Iterator[None]:
+    """Let a run go on whose terminal is gone."""
+    try:
+        yield
+    except OSError:
+        leave_terminal()
+
+
 class _SecondSignal(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -160,13 +171,19 @@ def _until_ended(
         try:
             number = told.get(timeout=0.5 if view is None else view.interval)
         except queue.Empty:
-            tick()
-            if view is not None:
-                view.update()
+            with _unseen():
+                tick()
+                if view is not None:
+                    view.update()
             continue
         if number == 0:
             return first
-        if first is not None:
+        if number == signal.SIGHUP:
+            # The kernel and the shell both tell of a terminal that is gone; nothing can be written there any more.
+            leave_terminal()
+            if first is not None:
+                continue
+        elif first is not None:
             raise _SecondSignal(number)
         first = number
         reason = _REASONS[signal.Signals(number)]
@@ -299,8 +316,8 @@ def fail_if(ended: Ended) -> None:
     error = ended.error
     if error is not None:
         own = str(error) if isinstance(error, CanobatchError) else f"{type(error).__name__}: {error}"
-        # Failed branches have been listed before.
-        raise Failure(text.one_line(own.partition("\n")[0], 1000), ended.code) from error
+        # Failed branches, and what could not be undone, have been listed before.
+        raise Failure(text.one_line(own.partition("\n")[0].removesuffix(":"), 1000), ended.code) from error
 
 
 def report_end(ended: Ended, data: IO[str], *, as_json: bool) -> None:
@@ -312,3 +329,6 @@ def report_end(ended: Ended, data: IO[str], *, as_json: bool) -> None:
         click.echo(summary.as_text(report, ended.code), file=data, color=colour(1))
     for line in summary.failures(report):
         say(f"  {click.style('failed', fg='red')} {line}")
+    if isinstance(ended.error, CompensationError):
+        for each in ended.error.errors:
+            say(f"  {click.style('not undone', fg='red')} {text.one_line(str(each), 300)}")

@@ -77,7 +77,7 @@ _JOIN = Read("join", _read_join, "one of all, any, quorum=3, percentage=90, dead
     help="Where the inputs come from, one a line. Default: -, standard input.",
 )
 @click.option("--jsonl", is_flag=True, help="Inputs and outputs are JSON, one value a line.")
-@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Worker processes. Default: one per core.")
+@click.option("-j", "--jobs", metavar="N", type=click.IntRange(min=1), help="Worker processes. Default: one per core.")
 @click.option(
     "--join",
     type=_JOIN,
@@ -87,7 +87,9 @@ _JOIN = Read("join", _read_join, "one of all, any, quorum=3, percentage=90, dead
     "is killed.",
 )
 @click.option("--fail-fast", is_flag=True, help="Kill the rest as soon as the join can no longer be met.")
-@click.option("--retries", type=click.IntRange(min=0), default=0, help="How often to try again what failed.")
+@click.option(
+    "--retries", metavar="N", type=click.IntRange(min=0), default=0, help="How often to try again what failed."
+)
 @click.option("--timeout", type=DURATION, help="Kill an attempt after so long.")
 @click.option("--memory-limit", type=SIZE, help="Kill an attempt that takes more, such as 2G.")
 @click.option("--resume", is_flag=True, help="Go on with the last map of TARGET that did not end: do what is missing.")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 )
 @run_argument
 @click.option("--target", help="The workflow, if the run was not begun by canobatch run, or it has moved.")
-@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Worker processes. Default: as before.")
+@click.option("-j", "--jobs", metavar="N", type=click.IntRange(min=1), help="Worker processes. Default: as before.")
 @click.option("--timeout", type=DURATION, help="Cancel the run after so long. Default: as before.")
 @json_option
 @home_option

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @target_argument
 @click.option("--initial", metavar="STATE", help="The state to begin in. Default: the first that is registered.")
 @click.option("-p", "--param", "given", cls=Option, metavar="NAME=VALUE", multiple=True, help="A parameter of the run.")
-@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Worker processes. Default: one per core.")
+@click.option("-j", "--jobs", metavar="N", type=click.IntRange(min=1), help="Worker processes. Default: one per core.")
 @click.option("--name", metavar="NAME", type=TEXT, help="Let no two runs of this name overlap.")
 @click.option(
     "--on-overlap",

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import sys
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+#: Descriptors that data is written to.
+_data: set[int] = set()
+
+
+def leave_terminal() -> None:
+    """Write to nowhere what would be written to a terminal: it is gone, and each line would be an error."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in {1, 2} | _data:
+        with suppress(OSError):
+            # A terminal that is gone does not say any more that it was one.
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 class _Told(io.TextIOWrapper):
@@ -67,10 +83,12 @@ def data_stream() -> Iterator[IO[str]]:
     if isinstance(sys.stderr, _Told):
         sys.stdout = sys.stderr
     data = os.fdopen(own, "w", encoding=stdout.encoding, errors=stdout.errors)
+    _data.add(own)
     try:
         yield data
         data.flush()
     finally:
+        _data.discard(own)
         sys.stdout = stdout
         with suppress(OSError, ValueError):
             stdout.flush()

@@ -40,8 +40,11 @@ class Branches:
         if isinstance(handler, Map):
             self.tasks = [handler.fn]
             items = self._find_items(handler)
-            self.total = len(items) if isinstance(items, Sized) else None
-            self._items = iter(items)
+            try:
+                self.total = len(items) if isinstance(items, Sized) else None
+                self._items = iter(items)
+            except Exception as error:
+                raise self._failure("its items cannot be iterated over", error) from error
         else:
             self.are_made_here = callable(handler.tasks)
             self.tasks = self._make_tasks(handler) if self.are_made_here else handler.tasks

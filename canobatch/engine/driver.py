@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from canobatch import _clock
 from canobatch.definition import Map, Single, Split, label
+from canobatch.effects import describe_error
 from canobatch.engine.attempt import (
     delay_before_next,
     final_error,
@@ -183,9 +184,14 @@ class Driver:
                     state = run_single(self, self._saga, state, handler, report)
                 else:
                     state = self._run_split(state, handler, report)
-            except BaseException as error:
+            except Exception as error:
                 report.error = error
                 raise
+            except BaseException as error:
+                # Code of the user's, outside of any attempt: what would end a process ends this run, and says so.
+                text = f"state {label(state)}: {describe_error(error)} was raised in the launcher"
+                report.error = WorkflowError(text, state=state, path=self.path)
+                raise report.error from error
             finally:
                 report.duration = _clock.monotonic() - began
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
 from canobatch import _clock
+from canobatch.errors import WorkflowError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,11 +29,13 @@ class Run:
 
     def __init__(self, driver: Driver, *, begins: bool = True) -> None:
         self._driver = driver
+        self._pid = os.getpid()
         self._ended = threading.Event()
         self._state: Any = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._drive, name=f"canobatch-run-{driver.run_id}", daemon=True)
         self._lock = threading.Lock()
+        self._is_driven = False
         self._watchers: list[Callable[[], None]] | None = []
         if begins:
             self.begin()
@@ -42,6 +46,7 @@ class Run:
             self._thread.start()
         except RuntimeError as error:
             # No thread is to be had; whoever waits must not wait for ever.
+            self._driver.scribe.close()
             self.fail(error)
             self.end()
             raise
@@ -81,7 +86,10 @@ class Run:
         Raises:
             TimeoutError: ``timeout`` seconds passed first; the run goes on.
             CanobatchError: What the run failed with.
+            WorkflowError: This is a forked child, and the run goes on in its parent.
         """
+        if self._pid != os.getpid() and not self._ended.is_set():
+            raise WorkflowError(f"run {self.id} goes on in the process that began it; wait for it there")
         seconds = None if timeout is None else min(_clock.as_seconds(timeout), _clock.LONGEST)
         if not self._ended.wait(seconds):
             raise TimeoutError(f"run {self.id} has not ended within {seconds:g} s")
@@ -112,7 +120,7 @@ class Run:
     def watch(self, watcher: Callable[[], None]) -> None:
         """Call ``watcher`` when the run has come to its end, before those who wait are told; now, if it has ended.
 
-        It is called in a thread of the run's; it may ask for the report, and must not wait for the run.
+        It may be called in any thread; it may ask for the report, and must not wait for the run.
         """
         with self._lock:
             if self._watchers is not None:
@@ -125,19 +133,29 @@ class Run:
         return self._driver.report()
 
     def wait_through_interrupt(self) -> Any:
-        """Wait like `wait`; the first Ctrl-C cancels the run and ends it, the second abandons it."""
+        """Begin, and wait like `wait`; what a signal handler raises meanwhile cancels the run.
+
+        What means to end the process, Ctrl-C or a ``sys.exit``, is raised when the run has ended; a second one
+        abandons it. Anything else, an alarm for example, may be there to end a wait that is too long.
+        """
         try:
+            self.begin()
             return self.wait()
-        except KeyboardInterrupt:
-            if self._ended.is_set():
-                raise
-            self.cancel("interrupted", keep=None)
-            self._ended.wait()
+        except BaseException as error:
+            if not self._ended.is_set():
+                self.cancel("interrupted", keep=None)
+                # It may have come before there was a thread; cancelled, the run ends here as it would there.
+                self._drive()
+                if isinstance(error, KeyboardInterrupt | SystemExit):
+                    self._ended.wait()
             raise
 
     def _drive(self) -> None:
-        self.drive()
-        self.end()
+        with self._lock:
+            is_driven, self._is_driven = self._is_driven, True
+        if not is_driven:
+            self.drive()
+            self.end()
 
     def end(self) -> None:
         """Tell those who watch and those who wait that it has ended, after `drive` or `fail`; once only."""
@@ -146,7 +164,7 @@ class Run:
         for watcher in watchers:
             try:
                 watcher()
-            except Exception:  # noqa: BLE001 - the end of a run is not for others to spoil
+            except BaseException:  # noqa: BLE001 - the end of a run is not for others to spoil
                 _log.exception("a watcher of run %s failed", self.id)
         self._ended.set()
 

@@ -79,8 +79,12 @@ class SqliteJournal:
             _faults.point("journal.begin.locked")
             self._clear_the_place(run.run_id, name)
             database = self._create(run, name)
-            _faults.point("journal.begin.done")
-            return SqliteRun(home, name, facts_of(database.facts), lock, database)
+            try:
+                _faults.point("journal.begin.done")
+                return SqliteRun(home, name, facts_of(database.facts), lock, database)
+            except BaseException:
+                database.close(is_whole=False)
+                raise
         except BaseException:
             lock.release(is_last=not home.run(name).exists())
             raise

@@ -7,7 +7,6 @@ import os
 import secrets
 import socket
 import subprocess
-import sys
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -39,18 +38,14 @@ class KeeperClient:
         # The keeper watches its launcher by this; a pipe's end could be held by a forked child.
         launcher = os.pidfd_open(os.getpid())
         depth = int(os.environ.get(DEPTH, "0")) + 1
-        path = [entry or os.getcwd() for entry in sys.path]
-        command = [sys.executable, "-c", _BOOT, str(other.fileno()), str(launcher)]
-        command += [str(max_workers), str(threads_per_worker), *path]
+        fds = (other.fileno(), launcher)
         try:
-            with _procs.group_signals_blocked():
-                self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    env={**os.environ, **env, _procs.TOKEN: self.token, DEPTH: str(depth)},
-                    pass_fds=(other.fileno(), launcher),
-                    start_new_session=True,
-                )
+            self._process = _procs.start_own(
+                _BOOT,
+                *(*fds, max_workers, threads_per_worker),
+                fds=fds,
+                env={**os.environ, **env, _procs.TOKEN: self.token, DEPTH: str(depth)},
+            )
             self.pid = self._process.pid
             self.pidfd = os.pidfd_open(self.pid)
         except BaseException:

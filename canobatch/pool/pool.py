@@ -13,6 +13,7 @@ import secrets
 import threading
 import weakref
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
@@ -32,7 +33,7 @@ from canobatch.pool.backend import Broken, Call, Event, Finished, Stopped, deliv
 from canobatch.task import arity_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Sequence
     from types import TracebackType
 
     from canobatch.effects import Data
@@ -81,7 +82,7 @@ class WorkerPool:
         threads_per_worker: int | None = None,
         max_tasks_per_worker: int | None = None,
     ) -> None:
-        _check_arguments(max_workers, spares, initializer, threads_per_worker, max_tasks_per_worker)
+        _check_arguments(max_workers, spares, initializer, env, threads_per_worker, max_tasks_per_worker)
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
         self._env = dict(env or {})
@@ -452,6 +453,7 @@ def _check_arguments(
     max_workers: int | None,
     spares: int | str,
     initializer: Callable[[], Any] | None,
+    env: Mapping[str, str] | None,
     threads_per_worker: int | None,
     max_tasks_per_worker: int | None,
 ) -> None:
@@ -471,5 +473,20 @@ def _check_arguments(
         problem = arity_problem(initializer, (0,)) if is_callable else f"must be callable, got {initializer!r}"
         if problem:
             problems.append(f"initializer {problem}")
+    if env is not None and not isinstance(env, Mapping):
+        problems.append(f"env must be a mapping of names to values, got {env!r}")
+    else:
+        problems += [
+            f"env cannot have {name!r}: {value!r}; give strings without a NUL, and names without ="
+            for name, value in (env or {}).items()
+            if not _is_variable(name, value)
+        ]
     if problems:
         raise ConfigurationError("WorkerPool: " + "; ".join(problems), problems)
+
+
+def _is_variable(name: object, value: object) -> bool:
+    """Return whether this can stand in an environment."""
+    if not isinstance(name, str) or not isinstance(value, str):
+        return False
+    return name != "" and "=" not in name and "\0" not in name + value

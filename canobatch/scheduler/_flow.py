@@ -15,24 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from canobatch import _procs
 from canobatch.definition import label
-from canobatch.errors import (
-    CanobatchError,
-    FlowOverlapError,
-    FlowPausedError,
-    FlowTrippedError,
-    RunCancelledError,
-)
+from canobatch.errors import CanobatchError, RunCancelledError
 from canobatch.scheduler._desk import Start
 from canobatch.scheduler.flows import (
     FlowState,
-    FlowStatus,
     SkipReason,
     Verdict,
     info_of,
     next_tick,
+    overlap_error,
     resolve_overlap,
     settle_due,
     start_delay,
+    trigger_refusal,
 )
 from canobatch.scheduler.ledger import Claim, FlowRecord, Waiting
 from canobatch.scheduler.schedules import Interval
@@ -237,21 +232,15 @@ class LiveFlow:
             FlowOverlapError: It runs, and the policy lets nothing more begin or wait.
             ConfigurationError: The parameters do not fit.
         """
-        state = self.state
-        if state.is_paused:
-            raise FlowPausedError(f"flow {self.id!r} is paused; call unpause_flow({self.id!r}) first", flow=self.id)
-        if state.rest is FlowStatus.TRIPPED:
-            raise FlowTrippedError(
-                f"flow {self.id!r} has tripped after {state.failure_streak} failures in a row "
-                f"(the last: {state.last_error}); call reset_flow({self.id!r}) first",
-                flow=self.id,
-            )
+        refusal = trigger_refusal(self.id, self.state)
+        if refusal is not None:
+            raise refusal
         params = self.spec.params if params is None else params
         self.spec.workflow.validate_params(params)
         overlap = self._resolve_overlap()
         if overlap.verdict is Verdict.SKIP:
             self.begin_waiting()
-            raise self._overlap_error()
+            raise overlap_error(self.id, self.spec.overlap, list(self.runs), self._ledger.waiting(self.id))
         start = self._new_start(params, is_triggered=True)
         if overlap.verdict is Verdict.START:
             self._begin(start)
@@ -272,16 +261,6 @@ class LiveFlow:
         if isinstance(handle, Exception):
             raise handle
         return handle
-
-    def _overlap_error(self) -> FlowOverlapError:
-        runs = f"run {', '.join(self.runs)}" if self.runs else "in another process"
-        waits = ", and one run waits already" if self._ledger.waiting(self.id) else ""
-        return FlowOverlapError(
-            f"flow {self.id!r} is running ({runs}){waits}; wait for it, cancel it, or give the flow another overlap "
-            f"policy than {self.spec.overlap!r}",
-            flow=self.id,
-            run_ids=list(self.runs),
-        )
 
     # -- runs
 

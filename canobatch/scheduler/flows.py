@@ -9,7 +9,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
-from canobatch.errors import ConfigurationError
+from canobatch.errors import ConfigurationError, FlowOverlapError, FlowPausedError, FlowTrippedError
 from canobatch.scheduler.schedules import Interval
 
 if TYPE_CHECKING:
@@ -292,6 +292,31 @@ def resolve_overlap(policy: OverlapPolicy, running: int, waiting: int) -> Overla
     if policy == "queue_all" or (policy == "queue_one" and not waiting):
         return Overlap(Verdict.QUEUE)
     return Overlap(Verdict.SKIP)
+
+
+def overlap_error(flow_id: str, policy: OverlapPolicy, run_ids: list[str], waiting: int) -> FlowOverlapError:
+    """Return why a trigger cannot begin a run; without ``run_ids`` it is another process that runs the flow."""
+    runs = f"run {', '.join(run_ids)}" if run_ids else "in another process"
+    waits = ", and one run waits already" if waiting else ""
+    return FlowOverlapError(
+        f"flow {flow_id!r} is running ({runs}){waits}; wait for it, cancel it, or give the flow another overlap "
+        f"policy than {policy!r}",
+        flow=flow_id,
+        run_ids=run_ids,
+    )
+
+
+def trigger_refusal(flow_id: str, state: FlowState) -> FlowPausedError | FlowTrippedError | None:
+    """Return why a flow cannot be triggered, whatever runs; None if it can. A backoff is no reason."""
+    if state.is_paused:
+        return FlowPausedError(f"flow {flow_id!r} is paused; call unpause_flow({flow_id!r}) first", flow=flow_id)
+    if state.rest is FlowStatus.TRIPPED:
+        return FlowTrippedError(
+            f"flow {flow_id!r} has tripped after {state.failure_streak} failures in a row "
+            f"(the last: {state.last_error}); call reset_flow({flow_id!r}) first",
+            flow=flow_id,
+        )
+    return None
 
 
 # -- ticks

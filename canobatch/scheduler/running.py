@@ -5,12 +5,10 @@ from __future__ import annotations
 import heapq
 import logging
 import os
-import queue
 import random
 import signal
 import socket
 import threading
-from collections import deque
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -18,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from canobatch import _clock, _procs
 from canobatch.errors import SchedulerError, UnknownFlowError
-from canobatch.observe import Event
 from canobatch.scheduler._crew import Crew
 from canobatch.scheduler._desk import Desk
 from canobatch.scheduler._flow import LiveFlow
+from canobatch.scheduler._news import News
 from canobatch.scheduler._steps import Steps
 from canobatch.scheduler.flows import FlowState, SkipReason
 from canobatch.scheduler.pings import Pinger
@@ -58,7 +56,7 @@ _SET_BACK = timedelta(seconds=1)
 class RunningScheduler:
     """A scheduler at work. Made by `Scheduler.start`; stop it, or use it as a context manager.
 
-    One thread waits for whatever is due next; runs have threads of their own. Every method may be called from
+    One thread waits for whatever is due next; others drive the runs. Every method may be called from
     any thread.
     """
 
@@ -76,27 +74,25 @@ class RunningScheduler:
         #: The resources of the workflows; let go of at the end.
         self._held = held
         self._ledger = ledger
-        self._observers = tuple(observers)
         self._pinger = Pinger()
         self._wake = threading.Condition()
         self._alarms: list[tuple[datetime, int, LiveFlow]] = []
         self._alarms_set = 0
         self._latest = clock.now()
-        self._news: deque[FlowRecord] = deque()
-        self._events = 0
+        self._news = News(observers)
         #: Runs that are through and of which no note has been taken yet.
         self._ends: list[tuple[LiveFlow, Run]] = []
         self._ends_lock = threading.Lock()
         self._is_stopping = False
         self._ended = threading.Event()
-        #: What wakes `serve`: the number of a signal, or None at the end.
-        self._for_server: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        #: How `serve` waits, while it does.
+        self._server: _procs.SignalWait | None = None
         #: Whether another scheduler of the home says that something was written; at first it may have been.
         self._is_woken = True
         owner = f"process {os.getpid()} on {socket.gethostname()}"
         crew = Crew()
         self._steps = Steps(ledger, crew)
-        desk = Desk(clock, ledger, self._pinger, owner, pool, crew, random.random, self._tell, self._on_end)
+        desk = Desk(clock, ledger, self._pinger, owner, pool, crew, random.random, self._news.add, self._on_end)
         with ledger.transaction():
             self._flows = {spec.id: LiveFlow(spec, desk) for spec in specs}
         self._thread = threading.Thread(target=self._run, name="canobatch-scheduler", daemon=True)
@@ -304,13 +300,26 @@ class RunningScheduler:
         """
         if threading.current_thread() is not threading.main_thread():
             raise SchedulerError("serve takes signals, which is for the main thread; elsewhere use wait")
-        with _procs.signals_told((signal.SIGTERM, signal.SIGINT), self._for_server.put):
+        with _procs.signals_awaited((signal.SIGTERM, signal.SIGINT)) as signals, self._served_by(signals):
             _log.info("serving %d flows until a signal", len(self._flows))
-            number = None if self._ended.is_set() else self._for_server.get()
+            number = signals.wait()
             if number is not None:
                 _log.info("stopping at signal %d; a second one ends the process", number)
                 self.stop(timeout)
             return number
+
+    @contextmanager
+    def _served_by(self, signals: _procs.SignalWait) -> Iterator[None]:
+        """Within, the end of the scheduler ends the wait."""
+        with self._wake:
+            self._server = signals
+            if self._ended.is_set():
+                signals.wake()
+        try:
+            yield
+        finally:
+            with self._wake:
+                self._server = None
 
     def __enter__(self) -> Self:
         return self
@@ -332,8 +341,10 @@ class RunningScheduler:
             self._pinger.close(_LAST_SECONDS)
             self._held.close()
             self._ledger.close()
-            self._ended.set()
-            self._for_server.put(None)
+            with self._wake:
+                self._ended.set()
+                if self._server is not None:
+                    self._server.wake()
 
     def _turn(self) -> bool:
         """Do what is due and tell of it, or wait; returns whether there is more to come."""
@@ -343,14 +354,14 @@ class RunningScheduler:
             if self._is_woken:
                 self._is_woken = False
                 self._look_around()
-            if not self._news and not self._is_woken:
+            news = self._news.take()
+            if not news and not self._is_woken:
                 if self._is_stopping and not self._running():
                     return False
                 self._clock.wait(self._wake, None if self._is_stopping or not self._alarms else self._alarms[0][0])
-            news, self._news = self._news, deque()
-        # Without the lock: an observer may ask for a status.
+                news = self._news.take()
         for record in news:
-            self._notify(record)
+            self._news.tell(record, self._flows[record.flow].spec.workflow.observers)
         return True
 
     def _ring_alarms(self) -> None:
@@ -461,37 +472,12 @@ class RunningScheduler:
             if flow.is_relative:
                 self._set_alarm(flow)
 
-    # -- observers
-
-    def _tell(self, record: FlowRecord) -> None:
-        self._news.append(record)
-
-    def _notify(self, record: FlowRecord) -> None:
-        kind = _EVENTS.get(record.kind)
-        if kind is None:
-            return
-        observers = dict.fromkeys((*self._observers, *self._flows[record.flow].spec.workflow.observers))
-        if not observers:
-            return
-        self._events += 1
-        event = Event(record.run_id or "", self._events, record.time, kind, record.state, detail=record)
-        for observer in observers:
-            try:
-                observer.on_event(event)
-            except Exception:  # noqa: BLE001 - observers are isolated
-                _log.exception("an observer failed on %s; the event is dropped for it", event.kind)
-
     def __repr__(self) -> str:
         state = "stopped" if self._ended.is_set() else "stopping" if self._is_stopping else "running"
         return f"<RunningScheduler {state}, {len(self._flows)} flows>"
 
 
 #: What observers are told of: records by their kind.
-_EVENTS = {"fired": "flow_fired", "skipped": "flow_skipped"} | dict.fromkeys(
-    ("finished", "failed", "cancelled", "interrupted"), "flow_ended"
-)
-
-
 def _whereabouts(run: Run) -> str:
     report = run.report()
     return f"run {run.id} in state {report.to_dict()['state']}"

@@ -388,6 +388,23 @@ def test_items_that_cannot_be_iterated_over(items, shown, pool):
         flow.orchestrate("put", pool=pool)
 
 
+def test_items_that_fail_to_be_iterated_over(pool):
+    """What their ``__iter__`` or ``__len__`` raises is the cause of an error that names the state."""
+
+    class Unreadable:
+        def __iter__(self):
+            raise RefusalError("no items today")
+
+    class Unmeasured(list):
+        def __len__(self):
+            raise RefusalError("no items today")
+
+    for items in (Unreadable(), lambda: Unmeasured([1])):
+        error = refusal(map_of(square, items, all_), "split", TaskError, pool)
+        assert str(error) == "state 'split': its items cannot be iterated over: RefusalError: no items today"
+        assert isinstance(error.__cause__, RefusalError)
+
+
 @pytest.mark.parametrize("made", [None, 5, 0.5])
 def test_tasks_that_cannot_be_iterated_over(made, pool):
     """A callable that makes no list of tasks fails the run with the state and the value."""
@@ -526,6 +543,10 @@ def test_a_closed_pool_is_refused():
         ({"threads_per_worker": 0}, "threads_per_worker must be"),
         ({"max_tasks_per_worker": 0}, "max_tasks_per_worker must be"),
         ({"initializer": 5}, "initializer must be callable, got 5"),
+        ({"env": "A=1"}, "env must be a mapping of names to values, got 'A=1'"),
+        ({"env": {"A": 1}}, "env cannot have 'A': 1"),
+        ({"env": {"A=B": "1"}}, "env cannot have 'A=B'"),
+        ({"env": {"A": "1\0"}}, "env cannot have 'A'"),
     ],
 )
 def test_impossible_pools_are_refused(settings, words):

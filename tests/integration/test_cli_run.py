@@ -68,10 +68,6 @@ def one(ctx, n):
     if n % 2:
         raise ValueError(f"number {n} is odd")
     return n
-
-def twice(n):
-    raise RuntimeError("undo failed")
-
 flow = Workflow("failing").register_map("odd", one, range(4), JoinConfig(JoinStrategy.all(), "done"))
 flow.add_exit_state("done")
 """
@@ -152,6 +148,27 @@ def test_a_failed_run_is_1(place):
     facts = json.loads(place.run("run", "failing.py", "--json").stdout)
     assert (facts["status"], facts["exit_code"]) == ("failed", 1)
     assert "Traceback" in place.run("run", "failing.py", "-v").stderr
+
+
+def test_a_failed_rollback_is_5(place):
+    """What was done could not be undone: that is told, and has a code of its own."""
+    place.write(
+        "saga.py",
+        "from canobatch.models import CompensatableTask\n"
+        "class Book(CompensatableTask):\n"
+        "    def run(self, ctx): return 'pay', 'seat 7'\n"
+        "    def compensate(self, ctx, output): raise RuntimeError(f'{output} cannot be given back')\n"
+        "def pay(): raise ValueError('no money')\n"
+        "flow = Workflow('saga').register_with_compensation('book', Book()).register('pay', pay)\n"
+        "flow.add_exit_state('done')\n",
+    )
+    done = place.run("run", "saga.py")
+    assert done.returncode == 5, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "not undone" in done.stderr
+    assert "seat 7 cannot be given back" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("no money; and 1 of its effects could not be undone")
+    assert json.loads(place.run("runs", "--json").stdout)[0]["status"] == "failed"
 
 
 def test_a_run_that_takes_too_long_is_6(place):
@@ -351,6 +368,39 @@ def test_a_home_that_cannot_be_used_is_told(place):
 
 
 # -- on a terminal
+
+
+def test_a_terminal_that_is_closed_does_not_cut_the_cancel_short(place):
+    """It is told of twice, by kernel and shell: the run is cancelled as by any first signal, and can be resumed."""
+    place.write("long.py", LONG)
+    screen = Screen(place, "run", "long.py")
+    screen.wait_for("long", "workers busy")
+    pid = place.await_told("long")
+    screen.close()
+    place.screens.clear()
+    for _ in range(2):
+        screen.process.send_signal(signal.SIGHUP)
+    assert screen.process.wait(60) == 129
+    assert not is_alive(pid)
+    (run,) = json.loads(place.run("runs", "--json").stdout)
+    assert run["status"] == "cancelled"
+    place.release("long")
+    again = place.run("resume", "last")
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_terminal_that_is_closed_ends_nothing_under_nohup(place):
+    """Where a hang-up is ignored, a run whose terminal is gone goes to its end."""
+    place.write("long.py", LONG)
+    ignoring = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
+    screen = Screen(place, "run", "long.py", preexec_fn=ignoring)
+    screen.wait_for("long", "workers busy")
+    screen.close()
+    place.screens.clear()
+    screen.process.send_signal(signal.SIGHUP)
+    place.release("long")
+    assert screen.process.wait(60) == 0
+    assert json.loads(place.run("runs", "--json").stdout)[0]["status"] == "completed"
 
 
 def test_progress_is_live_on_a_terminal(place):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import select
 import signal
 import socket
@@ -129,9 +130,11 @@ def test_a_failure_pauses_and_reset_and_unpause_let_it_run_again(place):
     assert "failed after" in told
     assert "no luck at all" in told
     assert "no luck" in bad()["last_error"]
+    assert "last error of bad: TaskError" in place.run("flows").stdout
     assert place.run("reset", "bad").returncode == 0
     assert bad()["failure_streak"] == 0
     process.terminate()
+    assert re.search(r"flow bad: run \S+ failed.*no luck", process.stderr.read())
     process.wait(60)
 
 

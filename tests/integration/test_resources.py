@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -365,6 +366,34 @@ def test_worker_resources_are_torn_down_when_the_pool_closes(tmp_path):
     assert begins(tmp_path, "down") == [f"down-loaded-{pid}", f"down-other-{pid}"]
     down = [Path(tmp_path, f"down-{name}-{pid}").stat().st_mtime_ns for name in ("other", "loaded")]
     assert down == sorted(down)
+
+
+class Exiting(Loaded):
+    """Calls ``sys.exit`` in a hook."""
+
+    def __init__(self, place, hook):
+        super().__init__(place, "exiting")
+        self.hook = hook
+
+    def setup(self):
+        if self.hook == "setup":
+            sys.exit(3)
+
+    def teardown(self):
+        sys.exit(3)
+
+
+def test_a_hook_that_exits_has_failed_like_any_other(tmp_path):
+    """In a worker too: a setup fails its attempt by the resource's name, a teardown keeps no other from its own."""
+    resources = {"loaded": Loaded(tmp_path), "no": Exiting(tmp_path, "setup"), "late": Exiting(tmp_path, "teardown")}
+
+    def ask(ctx, item):
+        ctx.resource("loaded"), ctx.resource("late")
+        return ctx.resource("no")
+
+    with WorkerPool(1) as pool, pytest.raises(JoinError, match=r"resource 'no': setup\(\) failed: SystemExit: 3"):
+        using(ask, [0], resources).orchestrate("s", pool=pool)
+    assert len(begins(tmp_path, "down-loaded")) == 1
 
 
 def test_worker_resources_are_torn_down_when_a_worker_is_replaced(tmp_path):

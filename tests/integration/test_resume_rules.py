@@ -26,11 +26,11 @@ from canobatch import (
     _procs,
 )
 from canobatch.engine import resume as resuming
-from canobatch.errors import JournalError, RunInUseError, VersionMismatchError
+from canobatch.errors import CompensationError, RunInUseError, VersionMismatchError
 from canobatch.journal import MemoryJournal, RunStatus, SqliteJournal, owner
-from canobatch.models import BatchTask, Count, StreamTask
+from canobatch.models import BatchTask, CompensatableTask, Count, StreamTask
 from canobatch.testing import FakeClock, InlineBackend
-from tests.support.dying import Crash
+from tests.support.dying import DEATHS, Crash, Dying, Mortal
 from tests.support.journaled import content, mark, marks
 from tests.support.log_journal import LogJournal
 from tests.support.watch import is_alive
@@ -64,7 +64,7 @@ def inline():
 def interrupt(workflow, points, pool, name, number=1, initial="MAP", **options):
     """Run until the n-th passing of a named point of the engine, and die there, with all durable that was accepted."""
     points(Death(workflow.journal, name, number))
-    with pytest.raises((Crash, JournalError)):
+    with pytest.raises(DEATHS):
         workflow.orchestrate(initial, pool=pool, run_id="r", **options)
     points(None)
 
@@ -351,7 +351,7 @@ def test_a_run_may_go_on_elsewhere(tmp_path, points):
     first = succeeded(journal)
     with WorkerPool(1) as pool:
         points(Death(journal, "engine.accept.before", 6))
-        with pytest.raises((Crash, JournalError)):
+        with pytest.raises(DEATHS):
             workflow().resume("r", pool=pool)
         points(None)
     second = succeeded(journal)
@@ -506,6 +506,50 @@ def test_a_kept_cancel_keeps_a_stream_s_cursor(journal, tmp_path):
     assert [item for window in run.store.get("windows") for item in window] == list(range(10))
     assert all(count == 1 for name, count in marks(tmp_path).items() if name.startswith("window"))
     assert marks(tmp_path)["open None"] == 1
+
+
+class Deed(CompensatableTask):
+    """Does something, and undoes it."""
+
+    def __init__(self, place, *, in_doubt):
+        self.place = place
+        self.compensates_in_doubt = in_doubt
+
+    def run(self, ctx):
+        """Do it."""
+        mark(self.place, "do")
+        return "SHIP", "ticket"
+
+    def compensate(self, ctx, output):
+        """Undo it."""
+        mark(self.place, f"undo {output}")
+
+
+@pytest.mark.parametrize("in_doubt", [True, False])
+def test_what_was_cut_in_the_midst_of_a_deed_is_in_doubt(in_doubt, journal, tmp_path, points):
+    """Killed after it took effect and before that was recorded, it is undone by itself, or listed, in a roll-back."""
+
+    def ship(ctx):
+        raise RuntimeError("no ship")
+
+    def saga(journal):
+        return (
+            Workflow("saga", journal=journal)
+            .register_with_compensation("MAP", Deed(tmp_path, in_doubt=in_doubt))
+            .register("SHIP", ship)
+            .add_exit_state("DONE")
+        )
+
+    death = Dying(2)  # The 1st point of the engine enters the state, the 2nd is the commit.
+    points(lambda name: death(name) if name.startswith("engine.") or death.is_dead else None)
+    with pytest.raises(DEATHS):
+        saga(Mortal(journal, death)).orchestrate("MAP", run_id="r")
+    points(None)
+    assert marks(tmp_path) == {"do": 1}
+    assert [one.status for one in journal.run("r").compensations] == ["intended"]
+    with pytest.raises(TaskError if in_doubt else CompensationError, match="no ship" if in_doubt else "in doubt"):
+        saga(journal).resume("r")
+    assert marks(tmp_path) == {"do": 2, "undo ticket": 1} | ({"undo None": 1} if in_doubt else {})
 
 
 # -- attempts

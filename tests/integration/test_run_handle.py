@@ -10,8 +10,9 @@ import pytest
 
 from canobatch import RunCancelledError, TaskConfig, Workflow
 from canobatch.errors import ConfigurationError, WorkflowTimeoutError
+from canobatch.journal import RunStatus, SqliteJournal
 from tests.support.losers import Loser
-from tests.support.watch import NEVER, Witness
+from tests.support.watch import NEVER, Witness, await_that
 
 
 def pid(ctx):
@@ -68,11 +69,16 @@ def test_who_watches_is_told_before_who_waits():
     assert seen[-1] == "late"
 
 
-def test_a_watcher_that_raises_spoils_nothing(caplog):
+@pytest.mark.parametrize("raised", [ValueError, SystemExit])
+def test_a_watcher_that_raises_spoils_nothing(raised, caplog):
     """The others are told, the run ends as it would; what was raised is logged."""
+
+    def fail():
+        raise raised
+
     seen, gate = [], threading.Event()
     run = workflow(lambda: gate.wait(NEVER) and "done").start("start")
-    run.watch(lambda: 1 / 0)
+    run.watch(fail)
     run.watch(lambda: seen.append(run.error))
     gate.set()
     assert run.wait(NEVER) == "done"
@@ -136,3 +142,78 @@ def test_an_impossible_setting_of_a_run_is_refused(name, value):
     """The error names the setting; nothing has begun."""
     with pytest.raises(ConfigurationError, match=name):
         workflow().start("start", **{name: value})
+
+
+# -- Ctrl-C at the very beginning
+
+
+def interrupting(start, awaited):
+    """Return a start of threads at which Ctrl-C comes to that of a run: before it, or when ``awaited`` is set."""
+
+    def interrupted(thread):
+        if not thread.name.startswith("canobatch-run-"):
+            start(thread)
+            return
+        if awaited is not None:
+            start(thread)
+            assert awaited.wait(NEVER)
+        raise KeyboardInterrupt
+
+    return interrupted
+
+
+def test_ctrl_c_while_a_run_begins_cancels_it(monkeypatch):
+    """The run's task is told and ends before the KeyboardInterrupt is raised, although nobody waited yet."""
+    entered, told = threading.Event(), []
+
+    def task(ctx):
+        entered.set()
+        await_that(lambda: ctx.cancelled, "the run should be cancelled")
+        told.append("cancelled")
+        return "done"
+
+    monkeypatch.setattr(threading.Thread, "start", interrupting(threading.Thread.start, entered))
+    with pytest.raises(KeyboardInterrupt):
+        workflow(task).orchestrate("start")
+    assert told == ["cancelled"]
+
+
+@pytest.mark.parametrize("way", ["orchestrate", "resume"])
+def test_ctrl_c_before_a_run_has_a_thread_ends_it(way, monkeypatch, tmp_path):
+    """No task runs, the journal has the end, and the run can be resumed."""
+    entered = []
+
+    def task():
+        entered.append(way)
+        return "done"
+
+    journal = SqliteJournal(tmp_path / "home")
+    flow = workflow(task, journal=journal)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupting(threading.Thread.start, None))
+        with pytest.raises(KeyboardInterrupt):
+            flow.orchestrate("start", run_id="r")
+        if way == "resume":
+            with pytest.raises(KeyboardInterrupt):
+                flow.resume("r")
+    assert entered == []
+    assert journal.run("r").summary.status is RunStatus.CANCELLED
+    assert flow.resume("r") == "done"
+    assert entered == [way]
+
+
+def test_a_run_for_which_there_is_no_thread_lets_go_of_its_journal(monkeypatch, tmp_path):
+    """It can be resumed at once."""
+    flow = workflow(journal=SqliteJournal(tmp_path / "home"))
+    with monkeypatch.context() as patch:
+        start = threading.Thread.start
+
+        def refused(thread):
+            if thread.name.startswith("canobatch-run-"):
+                raise RuntimeError("no thread")
+            start(thread)
+
+        patch.setattr(threading.Thread, "start", refused)
+        with pytest.raises(RuntimeError, match="no thread"):
+            flow.orchestrate("start", run_id="r")
+    assert flow.resume("r") == "done"

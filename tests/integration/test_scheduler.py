@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from canobatch import JoinConfig, JoinStrategy, RunCancelledError, Task, TaskConfig, TaskError, Workflow
-from canobatch.errors import SchedulerError, WorkflowTimeoutError
-from canobatch.models import CompensatableTask
-from canobatch.scheduler import FlowStatus, Scheduler
+from canobatch.errors import CompensationError, SchedulerError, WorkflowTimeoutError
+from canobatch.journal import SqliteJournal
+from canobatch.models import BatchTask, CompensatableTask, More, Pending, PollTask, SteppedTask, TimerTask
+from canobatch.scheduler import BackoffPolicy, FlowStatus, Scheduler
 from tests.support.losers import Loser
 from tests.support.watch import NEVER, Scene, Witness, await_that, is_alive
 
@@ -94,6 +95,66 @@ def test_a_split_under_a_scheduler_is_cancelled_whole(shared_pool, tmp_path, wit
         running.cancel_flow("f")
         await_that(lambda: running.status("f").status is FlowStatus.IDLE, "it should be idle")
         assert witness.survivors() == []
+
+
+class Steps(SteppedTask):
+    """Goes on for ever."""
+
+    def step(self, ctx, cursor):
+        Path(ctx.params.place, "begun").touch()
+        time.sleep(0.005)
+        return More((cursor or 0) + 1)
+
+
+class Timed(TimerTask):
+    """Waits for an hour."""
+
+    def wait(self, ctx):
+        Path(ctx.params.place, "begun").touch()
+        return 3600.0
+
+    def after_wait(self, ctx):
+        return "done"
+
+
+class Polled(PollTask):
+    """Is never ready."""
+
+    def poll(self, ctx):
+        Path(ctx.params.place, "begun").touch()
+        return Pending(0.005)
+
+
+class Items(BatchTask):
+    """Whose items do not end."""
+
+    def load(self, ctx):
+        return [ctx.params.place] * 3
+
+    def process_item(self, ctx, place):
+        Path(place, "begun").touch()
+        time.sleep(3600)
+
+    def finish(self, ctx, results):
+        return "done"
+
+
+@pytest.mark.parametrize("is_kept", [False, True], ids=["", "journal"])
+@pytest.mark.parametrize("model", [Steps, Timed, Polled, Items])
+def test_a_cancel_reaches_every_model(shared_pool, tmp_path, model, is_kept):
+    """In whatever it is, the run ends as cancelled, with a journal and without; the flow is idle and runs again."""
+    journal = SqliteJournal(tmp_path / "journal") if is_kept else None
+    workflow = Workflow("w", journal=journal).register("start", model()).add_exit_state("done")
+    params = {"place": str(tmp_path)}
+    with Scheduler(pool=shared_pool).every_hours("f", workflow, "start", 1, params=params).start() as running:
+        for _ in range(2):
+            await_that((tmp_path / "begun").exists, "it should begin")
+            running.cancel_flow("f")
+            await_that(lambda: running.status("f").status is FlowStatus.IDLE, "it should be idle")
+            assert running.history("f")[-1].kind == "cancelled"
+            (tmp_path / "begun").unlink()
+            running.trigger("f")
+        running.cancel_flow("f")
 
 
 @pytest.mark.parametrize("policy", ["cancel_old", "kill_old"])
@@ -226,6 +287,39 @@ def test_a_deed_is_waited_for_or_killed(shared_pool, tmp_path, policy, is_done):
     assert (tmp_path / "undone").read_text() == ("output" if is_done else "None")
 
 
+class Stuck(Deed):
+    """Cannot be undone."""
+
+    def compensate(self, ctx, output):
+        raise ValueError("stuck")
+
+
+@pytest.mark.parametrize(
+    ("deed", "status", "streak", "kind"),
+    [(Deed, FlowStatus.IDLE, 0, "cancelled"), (Stuck, FlowStatus.BACKOFF, 1, "failed")],
+)
+def test_a_cancelled_flow_is_rolled_back(shared_pool, tmp_path, witness, deed, status, streak, kind):
+    """What could be undone is, and the flow is idle; what could not be undone is a failure, and the flow rests."""
+    workflow = (
+        Workflow("saga")
+        .register_with_compensation("deed", deed(tmp_path, "stubborn"))
+        .register("stubborn", Stubborn(tmp_path))
+        .add_exit_state("done")
+    )
+    options = {"params": {"name": "a"}, "backoff": BackoffPolicy(60)}
+    with Scheduler(pool=shared_pool).manual("f", workflow, "deed", **options).start() as running:
+        run = running.trigger("f")
+        witness.scene.await_runs("a")
+        running.cancel_flow("f")
+        with pytest.raises(RunCancelledError if kind == "cancelled" else CompensationError):
+            run.wait(NEVER)
+        info = running.status("f")
+        assert (info.status, info.failure_streak) == (status, streak)
+        assert running.history("f")[-1].kind == kind
+    assert (tmp_path / "undone").exists() is (kind == "cancelled")
+    assert witness.survivors() == []
+
+
 def test_a_run_in_time_is_not_cancelled_by_a_stop(shared_pool, tmp_path):
     """What ends within the time that stop is given has finished."""
     (tmp_path / "gate").touch()
@@ -320,6 +414,53 @@ def test_a_second_signal_kills_at_once(start_script):
     script.process.send_signal(signal.SIGTERM)
     assert script.process.wait(NEVER) == -signal.SIGTERM
     assert script.survivors(within=3.0) == {}
+
+
+#: Goes before SERVER: another thread takes a signal for each file that the test makes.
+TAKER = """
+import signal, threading, time
+from pathlib import Path
+
+def take():
+    for name in ("first", "second"):
+        while not Path(name).exists():
+            time.sleep(0.005)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+threading.Thread(target=take, daemon=True).start()
+"""
+
+
+def test_a_signal_is_heard_whichever_thread_it_interrupts(start_script, tmp_path):
+    """Python notes it and wakes nobody: a main thread that slept in a lock would sleep on."""
+    script = start_script(TAKER + SERVER, 60)
+    script.wait_for("serving")
+    (tmp_path / "first").touch()
+    script.wait_for("stopping at signal")
+    (tmp_path / "gate").touch()
+    assert script.process.wait(NEVER) == 0
+    assert f"stopped by {int(signal.SIGTERM)} ['fired', 'finished']" in script.stdout
+
+
+def test_a_second_signal_kills_whichever_thread_it_interrupts(start_script, tmp_path):
+    """It is not for Python to take note of it."""
+    script = start_script(TAKER + SERVER, 600)
+    script.wait_for("serving")
+    (tmp_path / "first").touch()
+    script.wait_for("stopping at signal")
+    (tmp_path / "second").touch()
+    assert script.process.wait(NEVER) == -signal.SIGTERM
+    assert script.survivors(within=3.0) == {}
+
+
+def test_a_server_ends_with_its_scheduler(start_script):
+    """Stopped by somebody else, serve returns None."""
+    program = SERVER.replace(
+        "number = running", "threading.Timer(0.1, running.stop, [0]).start()\n        number = running"
+    )
+    script = start_script("import threading\n" + program, 60)
+    assert script.process.wait(NEVER) == 0
+    assert "stopped by None" in script.stdout
 
 
 def test_a_task_in_this_process_that_ignores_its_end_is_named(tmp_path):

@@ -44,12 +44,23 @@ class FakeClock:
     def set(self, now: datetime):
         """Move the clock, forwards or back, and wait until the scheduler has done what was due."""
         with self._moved:
-            self._now, self._is_asleep = now, False
+            self._now = now
+        self.look()
+
+    def look(self):
+        """Let the scheduler look at the clock, and wait until it has done what was due."""
+        with self._moved:
+            self._is_asleep = False
             wake = self._wake
         if wake is not None:
             with wake:
                 wake.notify_all()
         self.settle()
+
+    def pass_unseen(self, seconds: float):
+        """Move the clock while the scheduler waits, as in a suspend: nothing wakes it."""
+        with self._moved:
+            self._now += timedelta(seconds=seconds)
 
     def advance(self, seconds: float):
         """Move the clock by so many seconds."""

@@ -97,7 +97,7 @@ class Place:
 class Screen:
     """A pseudo-terminal with a command on it."""
 
-    def __init__(self, place: Place, *args: object, **env: str) -> None:
+    def __init__(self, place: Place, *args: object, preexec_fn=None, **env: str) -> None:
         self._master, slave = pty.openpty()
         self.text = ""
         self.process = subprocess.Popen(
@@ -108,6 +108,7 @@ class Screen:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
+            preexec_fn=preexec_fn,  # noqa: PLW1509 - pytest has no thread that holds a lock then
         )
         place.started.append(self.process)
         place.screens.append(self)

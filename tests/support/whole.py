@@ -164,6 +164,12 @@ class Branch(Task):
         ctx.store.append(f"seen {ctx.state.name}", self.index)
         ctx.store.add("sum", self.index)
         ctx.store.update("product", doubled, 1)
+        if ctx.state is W.ALL:
+            # The same object twice, and one that the next branch replaces.
+            large = bytes([self.index]) * 100_000
+            ctx.store.put(f"large {self.index}", large)
+            ctx.store.put(f"again {self.index}", large)
+            ctx.store.put("replaced", large)
         return self.index * ctx.params.inner.factor
 
 
@@ -280,6 +286,7 @@ class Batch(BatchTask):
         """Process one."""
         note(ctx)
         ctx.store.append("batched", item)
+        ctx.store.put(f"batch {item}", bytes([item]) * 70_000)
         if item == 2:
             raise ValueError("two")
         return item * 10

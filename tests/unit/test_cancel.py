@@ -102,6 +102,20 @@ def test_a_watcher_may_cancel_again_and_watch():
     assert token.reason == "first"
 
 
+def test_a_signal_handler_may_cancel_in_the_midst_of_a_cancel():
+    """Handlers run between any two steps of the main thread, also while it has the token's lock."""
+    token = CancelToken()
+
+    def cancel():
+        with token._lock:
+            token.cancel("handler")
+
+    thread = threading.Thread(target=cancel, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert token.reason == "handler"
+
+
 def test_a_watcher_that_fails_keeps_none_from_knowing():
     """All watchers are called although one raises: a cancel must reach every run."""
     token, called = CancelToken(), []

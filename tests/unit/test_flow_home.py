@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
+import uuid
 from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
 
-from canobatch import RunCancelledError, TaskConfig, TaskError, Workflow, _sqlite
+from canobatch import RunCancelledError, TaskConfig, TaskError, Workflow, _procs, _sqlite
 from canobatch.errors import (
     FlowOverlapError,
     FlowPausedError,
@@ -19,6 +21,7 @@ from canobatch.errors import (
 )
 from canobatch.scheduler import BackoffPolicy, FlowHome, FlowStatus, Scheduler
 from canobatch.scheduler.home import SqliteLedger
+from canobatch.scheduler.ledger import Claim, MemoryLedger
 from tests.support.clock import NOON, FakeClock
 from tests.support.watch import NEVER, await_that
 
@@ -231,6 +234,27 @@ def test_who_meets_a_claim_leaves_it_as_it_is(node, body, home):
     ledger = SqliteLedger(home)
     assert ledger.left_over("f").run_id == run.id
     ledger.close()
+
+
+@pytest.mark.parametrize("is_of_this_boot", [True, False])
+def test_what_a_holder_left_is_killed_unless_it_was_of_another_boot(node, body, home, is_of_this_boot):
+    """A token of before the machine was started anew means nothing, whoever carries it now."""
+    node(manual(body)).stop(0)
+    token = uuid.uuid4().hex
+    left = subprocess.Popen(["sleep", "1000"], env={_procs.TOKEN: token})
+    try:
+        ledger = SqliteLedger(home)
+        ledger.describe_claim("f", Claim("gone", "process 1 elsewhere", token))
+        if not is_of_this_boot:
+            ledger._write("UPDATE claims SET boot_id='another'")
+        ledger.close()
+        b = node(manual(body))
+        assert b.trigger("f").wait(NEVER) == "done"
+        assert [record.kind for record in b.history("f")] == ["interrupted", "fired", "finished"]
+        assert (left.poll() is None) is not is_of_this_boot
+    finally:
+        left.kill()
+        left.wait()
 
 
 def test_a_trigger_waits_for_a_run_elsewhere(node, body):
@@ -491,6 +515,17 @@ def test_what_several_write_to_has_no_write_ahead_log(node, body, home):
 
 
 # -- what cannot be a home
+
+
+@pytest.mark.parametrize("kind", ["memory", "home"])
+def test_a_tick_is_taken_once(home, kind):
+    """Whoever asks, and whatever else guards it."""
+    ledgers = [SqliteLedger(home), SqliteLedger(home)] if kind == "home" else [MemoryLedger()] * 2
+    for ledger in ledgers:
+        ledger.enrol("f", "manual", NOON)
+    assert [ledger.take_tick("f", NOON) for ledger in (*ledgers, *ledgers)] == [True, False, False, False]
+    for ledger in ledgers:
+        ledger.close()
 
 
 def test_a_home_may_be_made_by_several_at_once(tmp_path):

@@ -363,6 +363,12 @@ def test_impossible_joins(settings, words):
     assert words in problem
 
 
+def test_settings_of_a_join_have_names():
+    """Behind the strategy and the state nothing is given by its place."""
+    with pytest.raises(TypeError, match="positional"):
+        JoinConfig(all_, "done", 3.0)
+
+
 def test_partial_timeout_needs_a_timeout():
     """partial_timeout without a timeout is a problem with its cure."""
     (problem,) = JoinConfig(partial_timeout(), "done").problems(3)

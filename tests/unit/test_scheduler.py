@@ -8,10 +8,11 @@ import threading
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 
-from canobatch import Resource, RunCancelledError, TaskConfig, TaskError, Workflow
+from canobatch import Resource, RunCancelledError, TaskConfig, TaskError, Workflow, _clock
 from canobatch.errors import (
     ConfigurationError,
     FlowOverlapError,
@@ -22,7 +23,7 @@ from canobatch.errors import (
     SchedulerError,
     UnknownFlowError,
 )
-from canobatch.scheduler import BackoffPolicy, FlowStatus, Scheduler
+from canobatch.scheduler import BackoffPolicy, FlowStatus, Scheduler, SystemClock
 from tests.support.clock import NOON, FakeClock
 from tests.support.watch import NEVER, await_that
 
@@ -584,6 +585,30 @@ def test_after_a_long_sleep_ticks_are_caught_up_as_asked(clock, body, launch, ca
     await_that(lambda: running.status("f").status is FlowStatus.COMPLETED, "all should be done")
     assert told(running, "fired", "skipped") == expected
     assert body.most_running == 1
+
+
+def test_a_suspend_is_noticed_when_the_clock_is_looked_at_again(every_minute, body, clock):
+    """The wait for the next tick stood still with the machine; the wall clock tells, and each tick is accounted for."""
+    running = every_minute()
+    # As nothing wakes the scheduler, it still waits for noon and one minute.
+    clock.pass_unseen(270)
+    assert body.started == 1
+    clock.look()
+    body.await_starts(2)
+    assert told(running, "fired", "skipped") == [(0, "fired", ""), (60, "skipped", "missed"), (240, "fired", "")]
+
+
+@pytest.mark.parametrize(("seconds", "wait"), [(-5.0, []), (5.0, [5.0]), (86400.0, [60.0])])
+def test_the_clock_on_the_wall_is_looked_at_once_a_minute(seconds, wait, monkeypatch):
+    """No wait is longer, as it may stand still in a suspend, or the clock be set; one that is over does not begin."""
+    now = 1_000_000.0
+    monkeypatch.setattr(_clock, "epoch", lambda: now)
+    waits = []
+    wake = SimpleNamespace(wait=lambda *timeout: waits.extend(timeout))
+    SystemClock().wait(wake, _clock.as_utc(now + seconds))
+    assert waits == wait
+    SystemClock().wait(wake, None)
+    assert waits == wait
 
 
 def test_too_old_ticks_are_not_caught_up(clock, body, launch, make):

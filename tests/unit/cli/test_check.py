@@ -76,7 +76,7 @@ def test_a_sound_target_passes(run, workplace):
     (workplace / "good_flow.py").write_text(GOOD)
     done = run("check", "good_flow.py")
     assert (done.exit_code, done.stdout) == (0, "")
-    assert "flow, flows: no problems" in done.stderr
+    assert "no problems (checked: flow, flows)" in done.stderr
 
 
 def test_a_bad_cron_expression_is_found(run, workplace):
@@ -166,6 +166,17 @@ def test_what_lives_in_the_launcher_and_is_asked_for_in_a_worker_is_found(run, w
         "workflow 'flow': state 'count': Count runs in a worker, but asks for resource <Key.DB: 1>",
         "workflow 'flow': state 'map': <lambda> runs in a worker, but asks for resource 'files'",
     ]
+    assert done.exit_code == 3
+
+
+def test_a_resource_that_does_not_reach_workers_is_found(run, workplace):
+    """One of scope "worker" that does not pickle is named."""
+    (workplace / "locked_flow.py").write_text(
+        RESOURCES + "import threading\nmodel = Model()\nmodel.lock = threading.Lock()\n"
+        'flow = Workflow("flow", resources={"model": model}).register("s", lambda: "e").add_exit_state("e")\n'
+    )
+    done = run("check", "locked_flow.py")
+    assert "workflow 'flow': resource 'model' cannot be sent to a worker" in done.stdout
     assert done.exit_code == 3
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import sqlite3
 import subprocess
 from contextlib import closing
 from itertools import pairwise
@@ -25,7 +26,7 @@ def copy(source, target):
 def homes(tmp_path_factory):
     """Homes of one run each: its owner killed early, late, and after closing it; and ended."""
     places = {}
-    for name, steps in (("early", 4), ("late", 99), ("closed", 99), ("ended", 99)):
+    for name, steps in (("early", 4), ("middle", 6), ("late", 99), ("closed", 99), ("ended", 99)):
         home = tmp_path_factory.mktemp(name)
         journal = SqliteJournal(home / "live")
         run = journal.begin(new_run())
@@ -136,6 +137,46 @@ def test_a_page_of_another_time_is_found(homes, tmp_path):
         copy(homes["closed"], tmp_path / "home")
         path.write_bytes(whole[:start] + bytes(4096) + whole[end:])
         look(tmp_path / "home", known)
+
+
+TABLES = ["run", "visits", "attempts", "operations", "store", "cursors", "compensations"]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_missing_row_is_found(table, homes, tmp_path):
+    """A row that was lost leaves no whole of the rest, whichever it was."""
+    found = 0
+    for place in ("early", "middle", "closed"):
+        copy(homes[place], tmp_path / "home")
+        path = tmp_path / "home" / "runs" / "r" / "run.db"
+        lost = by_hand(path, f"DELETE FROM {table} WHERE digest = (SELECT digest FROM {table} LIMIT 1) RETURNING 1")
+        if lost:
+            found += 1
+            journal = SqliteJournal(tmp_path / "home")
+            for call in (lambda: take_over(journal), lambda: journal.run("r")):
+                with pytest.raises(JournalError) as caught:
+                    call()
+                assert caught.value.reason == "corrupt"
+    assert found
+
+
+def test_a_row_of_another_time_is_found(homes, tmp_path):
+    """A row that was once true, and whole, is no answer later."""
+    (row,) = by_hand(homes["early"] / "runs" / "r" / "run.db", "SELECT * FROM store WHERE key = CAST('texts' AS BLOB)")
+    copy(homes["closed"], tmp_path / "home")
+    path = tmp_path / "home" / "runs" / "r" / "run.db"
+    by_hand(path, "INSERT INTO store VALUES (?,?,?,?,?,?)", *row)
+    with pytest.raises(JournalError, match="of another time"):
+        take_over(SqliteJournal(tmp_path / "home"))
+
+
+def by_hand(path, statement, *values):
+    """Execute a statement on a database."""
+    connection = sqlite3.connect(path)
+    with connection:
+        found = connection.execute(statement, values).fetchall()
+    connection.close()
+    return found
 
 
 def test_a_value_s_file_is_checked(homes, tmp_path):

@@ -144,7 +144,7 @@ class _FlowLog:
         begun = self._begun.pop(record.run_id or "", None)
         took = "" if begun is None else f" after {text.duration((event.time - begun).total_seconds())}"
         how = f"completed in {label(record.state)}" if record.kind == "finished" else record.kind
-        because = f": {record.reason}" if record.reason else ""
+        because = f": {text.one_line(record.reason, 300)}" if record.reason else ""
         _log.log(level_of(event), "flow %s: run %s %s%s%s", record.flow, record.run_id, how, took, because)
 
 

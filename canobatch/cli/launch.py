@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from canobatch import _procs
+from canobatch import _signals
 from canobatch.cancel import CancelToken
 from canobatch.cli import exits, summary, text
 from canobatch.cli.command import Failure, colour, say
@@ -159,7 +159,7 @@ class _SecondSignal(BaseException):
 def _signals(told: queue.SimpleQueue[int]) -> AbstractContextManager[None]:
     if threading.current_thread() is not threading.main_thread():
         return nullcontext()
-    return _procs.signals_told(_REASONS, told.put, times=_TAKEN)
+    return _signals.signals_told(_REASONS, told.put, times=_TAKEN)
 
 
 def _until_ended(

@@ -46,7 +46,6 @@ class Run:
             self._thread.start()
         except RuntimeError as error:
             # No thread is to be had; whoever waits must not wait for ever.
-            self._driver.scribe.close()
             self.fail(error)
             self.end()
             raise
@@ -59,7 +58,8 @@ class Run:
             self._error = error
 
     def fail(self, error: BaseException) -> None:
-        """Let it have failed, instead of `drive`."""
+        """Let it have failed, instead of `drive`; its journal is let go of."""
+        self._driver.scribe.close()
         self._error = error
 
     @property

@@ -217,3 +217,14 @@ def test_a_run_for_which_there_is_no_thread_lets_go_of_its_journal(monkeypatch, 
         with pytest.raises(RuntimeError, match="no thread"):
             flow.orchestrate("start", run_id="r")
     assert flow.resume("r") == "done"
+
+
+def test_a_run_that_failed_before_it_began_can_be_resumed(tmp_path):
+    """Its journal is let go of, whoever found that it could not begin."""
+    flow = workflow(lambda: "done", journal=SqliteJournal(tmp_path))
+    run = flow.start("start", begins=False)
+    run.fail(RuntimeError("no thread"))
+    run.end()
+    with pytest.raises(RuntimeError, match="no thread"):
+        run.wait(NEVER)
+    assert flow.resume(run.id) == "done"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import signal
@@ -296,7 +297,13 @@ def run_to_end(
             begin=lambda run: _announce(run.id, data, as_json=settings.as_json),
             settings=settings,
         )
-        report_end(ended, data, as_json=settings.as_json)
+        try:
+            report_end(ended, data, as_json=settings.as_json)
+        except OSError as error:
+            # A terminal that is gone does not change how the run came out.
+            if error.errno != errno.EIO:
+                raise
+            leave_terminal()
     if ended.is_resumable and settings.home is not None:
         say(f"go on with: canobatch resume {ended.run.id}")
     fail_if(ended)

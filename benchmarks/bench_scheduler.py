@@ -179,5 +179,5 @@ ROW = Row(
     ),
     rounds=5,
     quick_rounds=1,
-    remark="APScheduler runs functions, on twenty threads; canobatch runs workflows, each with a thread of its own.",
+    remark="APScheduler runs functions, on twenty threads; canobatch runs workflows, in as many threads as it takes.",
 )

@@ -18,11 +18,11 @@ from canobatch.cancel import CancelToken
 from canobatch.cli import exits, summary, text
 from canobatch.cli.command import Failure, colour, say
 from canobatch.cli.home import Bell
-from canobatch.cli.progress import Progress
 from canobatch.cli.records import show_records
 from canobatch.cli.streams import leave_terminal
 from canobatch.cli.view import make_view
-from canobatch.errors import CanobatchError, RunCancelledError
+from canobatch.errors import CanobatchError, CompensationError, RunCancelledError
+from canobatch.observe import RunProgress
 from canobatch.pool import WorkerPool
 from canobatch.workflow import new_run_id
 
@@ -93,7 +93,7 @@ def follow(
         is_shown: Whether its progress is shown.
     """
     told: queue.SimpleQueue[int] = queue.SimpleQueue()
-    progress = Progress()
+    progress = RunProgress()
     show_records()
     with _signals(told), ExitStack() as stack:
         run = start([progress] if is_shown else [])
@@ -316,8 +316,8 @@ def fail_if(ended: Ended) -> None:
     error = ended.error
     if error is not None:
         own = str(error) if isinstance(error, CanobatchError) else f"{type(error).__name__}: {error}"
-        # Failed branches have been listed before.
-        raise Failure(text.one_line(own.partition("\n")[0], 1000), ended.code) from error
+        # Failed branches, and what could not be undone, have been listed before.
+        raise Failure(text.one_line(own.partition("\n")[0].removesuffix(":"), 1000), ended.code) from error
 
 
 def report_end(ended: Ended, data: IO[str], *, as_json: bool) -> None:
@@ -329,3 +329,6 @@ def report_end(ended: Ended, data: IO[str], *, as_json: bool) -> None:
         click.echo(summary.as_text(report, ended.code), file=data, color=colour(1))
     for line in summary.failures(report):
         say(f"  {click.style('failed', fg='red')} {line}")
+    if isinstance(ended.error, CompensationError):
+        for each in ended.error.errors:
+            say(f"  {click.style('not undone', fg='red')} {text.one_line(str(each), 300)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from typing import IO, TYPE_CHECKING, Any, Protocol
@@ -10,13 +9,16 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 from canobatch import _clock, _procs
 from canobatch.cli import text
 from canobatch.cli.command import say
+from canobatch.observe.progress import bar_of, join_parts
 
 if TYPE_CHECKING:
-    from canobatch.cli.progress import Progress, Visit
+    from canobatch.observe import RunProgress, VisitProgress
     from canobatch.pool import WorkerPool
 
 #: Seconds between two lines where there is no live screen.
 _SECONDS_PER_LINE = 5.0
+#: Columns of a bar.
+_BAR = 24
 
 
 class View(Protocol):
@@ -35,7 +37,7 @@ class View(Protocol):
         """Leave the terminal as it was."""
 
 
-def make_view(progress: Progress, pool: WorkerPool, title: str) -> View:
+def make_view(progress: RunProgress, pool: WorkerPool, title: str) -> View:
     """Return the view for standard error."""
     if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         return LiveView(progress, pool, title, sys.stderr)
@@ -47,19 +49,19 @@ class LineView:
 
     interval = 0.5
 
-    def __init__(self, progress: Progress, pool: WorkerPool) -> None:
+    def __init__(self, progress: RunProgress, pool: WorkerPool) -> None:
         self._progress = progress
         self._pool = pool
         self._due = 0.0
 
     def update(self) -> None:
         """Write a line if it is time."""
-        now = _clock.monotonic()
-        if now >= self._due and self._progress.visits:
-            self._due = now + _SECONDS_PER_LINE
+        now = _clock.epoch()
+        if _clock.monotonic() >= self._due and self._progress.visits:
+            self._due = _clock.monotonic() + _SECONDS_PER_LINE
             visit = self._progress.visits[-1]
-            parts = [visit.state, *describe(visit, now), *workers_text(self._pool)]
-            self.note(f"{text.duration(now - self._progress.began):>6}  {text.one_line(' · '.join(parts), 200)}")
+            line = join_parts([visit.state, *describe(visit, now), *workers_text(self._pool)])
+            self.note(f"{text.duration(max(0.0, now - self._progress.started)):>6}  {text.one_line(line, 200)}")
 
     def note(self, line: str) -> None:
         """Write a line."""
@@ -74,7 +76,7 @@ class LiveView:
 
     interval = 0.1
 
-    def __init__(self, progress: Progress, pool: WorkerPool, title: str, stream: IO[str]) -> None:
+    def __init__(self, progress: RunProgress, pool: WorkerPool, title: str, stream: IO[str]) -> None:
         from rich.console import Console  # noqa: PLC0415 - only where there is a terminal
         from rich.live import Live  # noqa: PLC0415
         from rich.spinner import Spinner  # noqa: PLC0415
@@ -107,7 +109,7 @@ class LiveView:
         from rich.table import Table  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
 
-        now = _clock.monotonic()
+        now = _clock.epoch()
         progress = self._progress
         grid = Table.grid(padding=(0, 2))
         hidden = progress.count - len(progress.visits)
@@ -115,64 +117,29 @@ class LiveView:
             grid.add_row("", f"… {text.plural(hidden, 'state')} before")
         for visit in progress.visits:
             grid.add_row(self._mark(visit, now), *self._cells(visit, now))
-        if now >= self._workers_due:
+        if _clock.monotonic() >= self._workers_due:
             # Memory is read from /proc of every worker and what it started.
-            self._workers, self._workers_due = workers_text(self._pool), now + 1.0
-        elapsed = text.duration(now - progress.began)
+            self._workers, self._workers_due = workers_text(self._pool), _clock.monotonic() + 1.0
+        elapsed = text.duration(max(0.0, now - progress.started)) if progress.started else ""
         head = Text(f"{self._title}  {elapsed}", style="bold", no_wrap=True, overflow="ellipsis")
-        return Group(head, grid, Text("  " + " · ".join(self._workers), style="dim"))
+        return Group(head, grid, Text("  " + join_parts(self._workers), style="dim"))
 
-    def _mark(self, visit: Visit, now: float) -> Any:
+    def _mark(self, visit: VisitProgress, now: float) -> Any:
         from rich.text import Text  # noqa: PLC0415
 
         return Text("✓", style="green") if visit.ended is not None else self._spinner.render(now)
 
-    def _cells(self, visit: Visit, now: float) -> tuple[Any, ...]:
-        from rich.progress_bar import ProgressBar  # noqa: PLC0415
+    def _cells(self, visit: VisitProgress, now: float) -> tuple[Any, ...]:
         from rich.text import Text  # noqa: PLC0415
 
-        name = Text(text.one_line(visit.state, 30))
-        total, done = _extent(visit)
-        # What a task said of itself while it ran is of no use any more.
-        is_over = visit.ended is not None and visit.split is None
-        bar = "" if is_over or not total else ProgressBar(total=total, completed=done, width=24)
-        return name, bar, Text(" · ".join(describe(visit, now)), no_wrap=True, overflow="ellipsis")
+        words = Text(join_parts(describe(visit, now)), no_wrap=True, overflow="ellipsis")
+        return Text(text.one_line(visit.state, 30)), bar_of(visit, _BAR), words
 
 
-def _extent(visit: Visit) -> tuple[float | None, float]:
-    if visit.split is not None:
-        return visit.split.total, visit.split.ended
-    return (visit.said[1], visit.said[0]) if visit.said else (None, 0)
-
-
-def describe(visit: Visit, now: float) -> list[str]:
-    """Return what is to be said of a visit, in parts."""
-    parts = []
-    if visit.split is not None:
-        parts.append(visit.split.counts())
-        end = now if visit.ended is None else visit.ended
-        rate = visit.split.rate(end)
-        if rate is not None:
-            parts.append(f"{rate:,.3g}/s" if rate < 100 else f"{rate:,.0f}/s")
-        remaining = visit.split.remaining(now)
-        if visit.ended is None and remaining:
-            parts.append(f"{_left(remaining)} left")
-    elif visit.said is not None and visit.ended is None:
-        done, total, message = visit.said
-        parts.append(f"{done:g}" if total is None else f"{done:g}/{total:g}")
-        if message:
-            parts.append(text.one_line(str(message)))
-    if visit.retries:
-        parts.append(text.plural(visit.retries, "retry"))
-    if visit.ended is not None:
-        parts.append(text.duration(visit.ended - visit.began))
-    return parts
-
-
-def _left(seconds: float) -> str:
-    """Return a time that is only guessed: in whole seconds."""
-    whole = max(1, math.ceil(seconds))
-    return f"{whole} s" if whole < 60 else text.duration(whole)
+def describe(visit: VisitProgress, now: float) -> list[str]:
+    """Return what is to be said of a visit, in parts; at its end with how long it took."""
+    took = [] if visit.ended is None else [text.duration(visit.ended - visit.started)]
+    return [text.one_line(part) for part in visit.parts(now)] + took
 
 
 def workers_text(pool: WorkerPool) -> list[str]:

@@ -120,7 +120,7 @@ class Run:
     def watch(self, watcher: Callable[[], None]) -> None:
         """Call ``watcher`` when the run has come to its end, before those who wait are told; now, if it has ended.
 
-        It is called in a thread of the run's; it may ask for the report, and must not wait for the run.
+        It may be called in any thread; it may ask for the report, and must not wait for the run.
         """
         with self._lock:
             if self._watchers is not None:

@@ -3,7 +3,7 @@
 from canobatch.observe.events import Event, Observer
 from canobatch.observe.log import LoggingObserver
 from canobatch.observe.metrics import MetricsObserver
-from canobatch.observe.progress import ProgressObserver, RunProgress, SplitProgress
+from canobatch.observe.progress import ProgressObserver, RunProgress, SplitProgress, VisitProgress
 from canobatch.observe.tracing import TracingObserver
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "RunProgress",
     "SplitProgress",
     "TracingObserver",
+    "VisitProgress",
 ]

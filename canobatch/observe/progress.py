@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from canobatch.join import BranchStatus
 from canobatch.observe.log import describe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from rich.console import Console, RenderableType
     from rich.live import Live
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 #: Seconds between lines about one run where there is no terminal.
 _QUIET = 5.0
 _FRAMES = 8
+#: Visits of states that a run's progress keeps.
+_KEPT = 8
 
 
 @dataclass(slots=True)
@@ -71,97 +74,169 @@ class SplitProgress:
             return None
         return max(0, self.total - self.ended_branches - self.killed) / rate
 
-    def text(self, now: float) -> str:
-        """Return it in words."""
-        parts = [f"{self.ended_branches}{'' if self.total is None else f'/{self.total}'}"]
+    def parts(self, now: float) -> list[str]:
+        """Return it in words, the most important first."""
+        parts = [f"{self.ended_branches:,}{'' if self.total is None else f'/{self.total:,}'}"]
         counts = {"kept": self.kept, "failed": self.failed, "killed": self.killed}
-        parts += [f"{count} {word}" for word, count in counts.items() if count]
+        parts += [f"{count:,} {word}" for word, count in counts.items() if count]
         rate, left = self.rate(now), self.remaining(now)
         if rate is not None:
-            parts.append(f"{rate:.1f}/s" if rate >= 1 else f"{rate * 60:.1f}/min")
-        if left is not None:
-            parts.append(f"{clock_text(left)} left")
-        return "  ".join(parts)
+            parts.append(f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.1f}/s" if rate >= 1 else f"{rate * 60:.1f}/min")
+        if left:
+            parts.append(f"{clock_text(math.ceil(left))} left")
+        if self.retried:
+            parts.append(f"{self.retried:,} retr{'y' if self.retried == 1 else 'ies'}")
+        return parts
+
+
+@dataclass(slots=True)
+class VisitProgress:
+    """One visit of a state.
+
+    Attributes:
+        state: Its label.
+        started: When it began, in seconds since the epoch.
+        ended: When it ended, or None.
+        split: How far its split is, if it has one.
+        task: What its single task said last of how far it is: done, total, message.
+        retried: Attempts of its single task that were followed by another.
+    """
+
+    state: str
+    started: float
+    ended: float | None = None
+    split: SplitProgress | None = None
+    task: tuple[float, float | None, str | None] | None = None
+    retried: int = 0
+
+    @property
+    def extent(self) -> tuple[float, float | None]:
+        """How much is done, of how much; None: that is not known, or of no interest any more."""
+        if self.split is not None:
+            return self.split.ended_branches + self.split.killed, self.split.total
+        return (0.0, None) if self.task is None or self.ended is not None else self.task[:2]
+
+    def parts(self, now: float) -> list[str]:
+        """Return it in words, the most important first."""
+        if self.split is not None:
+            return self.split.parts(now)
+        parts = []
+        if self.task is not None and self.ended is None:
+            done, total, message = self.task
+            parts.append(f"{done:g}{'' if total is None else f'/{total:g}'}{'' if message is None else f' {message}'}")
+        if self.retried:
+            parts.append(f"{self.retried:,} retr{'y' if self.retried == 1 else 'ies'}")
+        return parts
 
 
 @dataclass(slots=True)
 class RunProgress:
-    """How far a run is; `take` gives it an event.
+    """How far a run is; `take` gives it an event, and as an observer of one run it takes them itself.
 
     Attributes:
-        run_id: The run.
+        run_id: The run, "" until it is known.
         workflow: Its workflow's name, "" until it is known.
         started: When it began, in seconds since the epoch.
-        state: The label of the state it is in.
-        splits: Its splits so far; the last may be under way.
-        task: What a single task said last of how far it is: done, total, message.
+        visits: The last visits of states; the very last is under way until the run has ended.
+        count: How many visits there were.
         end: Its last event, once it has ended.
     """
 
-    run_id: str
+    run_id: str = ""
     workflow: str = ""
     started: float = 0.0
-    state: str = ""
-    splits: list[SplitProgress] = field(default_factory=list)
-    task: tuple[float, float | None, str | None] | None = None
+    visits: list[VisitProgress] = field(default_factory=list)
+    count: int = 0
     end: Event | None = None
+
+    @property
+    def state(self) -> str:
+        """The label of the state it is in, "" before the first."""
+        return self.visits[-1].state if self.visits else ""
 
     @property
     def split(self) -> SplitProgress | None:
         """The split that is under way, if one is."""
-        return self.splits[-1] if self.splits and self.splits[-1].ended is None else None
+        split = self.visits[-1].split if self.visits else None
+        return None if split is None or split.ended is not None else split
+
+    def on_event(self, event: Event) -> None:
+        """Take one event."""
+        self.take(event)
 
     def take(self, event: Event) -> None:
         """Take one event of this run into account."""
         now = event.time.timestamp()
-        kind, split = event.kind, self.split
+        kind = event.kind
+        visit = self.visits[-1] if self.visits else None
         if kind in {"run_started", "run_resumed"}:
-            self.workflow, self.started = event.detail or self.workflow, now
-            self.state = "" if event.state is None else label(event.state)
+            self.run_id, self.workflow, self.started = event.run_id, event.detail or self.workflow, now
         elif kind == "state_entered":
-            self.state, self.task = label(event.state), None
-        elif kind == "split_started":
-            self.splits.append(SplitProgress(label(event.state), event.detail, now))
-        elif kind == "progress" and event.branch is None:
-            self.task = event.detail
+            self._enter(label(event.state), now)
         elif kind in {"run_finished", "run_failed", "run_cancelled"}:
             self.end = event
-        elif split is not None:
-            self._count(split, event, now)
+            if visit is not None:
+                visit.ended = now
+        elif visit is None:
+            return
+        elif kind == "split_started":
+            visit.split = SplitProgress(label(event.state), event.detail, now)
+        elif kind == "progress" and event.branch is None:
+            visit.task = event.detail
+        elif visit.split is not None:
+            _count(visit.split, event, now)
+        elif kind == "retry":
+            visit.retried += 1
 
-    def _count(self, split: SplitProgress, event: Event, now: float) -> None:
-        if event.kind == "branch_started":
-            split.running += 1
-        elif event.kind == "branch_kept":
-            split.kept += 1
-        elif event.kind == "branch_finished":
-            split.running -= 1
-            if event.detail.status is BranchStatus.SUCCEEDED:
-                split.done += 1
-            else:
-                split.failed += 1
-        elif event.kind == "branch_killed":
-            split.running -= 1
-            split.killed += 1
-        elif event.kind == "retry":
-            split.retried += 1
-        elif event.kind == "split_finished":
-            split.ended = now
+    def _enter(self, state: str, now: float) -> None:
+        if self.visits:
+            self.visits[-1].ended = now
+        self.visits.append(VisitProgress(state, now))
+        self.count += 1
+        del self.visits[:-_KEPT]
 
     def text(self, now: float) -> str:
         """Return it as one line."""
         if self.end is not None:
             took = self.end.time.timestamp() - self.started
             return f"{self.workflow} {self.run_id}: {describe(self.end, took)}"
-        what = f"{self.workflow} {self.run_id}: {self.state} {clock_text(now - self.started)}"
-        if self.split is not None:
-            return f"{what}  {self.split.text(now)}"
-        return what if self.task is None else f"{what}  {_task_text(self.task)}"
+        parts = self.visits[-1].parts(now) if self.visits and self.visits[-1].ended is None else []
+        return join_parts([f"{self.workflow} {self.run_id}: {self.state} {clock_text(now - self.started)}", *parts])
 
 
-def _task_text(task: tuple[float, float | None, str | None]) -> str:
-    done, total, message = task
-    return f"{done:g}{'' if total is None else f'/{total:g}'}{'' if message is None else f' {message}'}"
+def _count(split: SplitProgress, event: Event, now: float) -> None:
+    if event.kind == "branch_started":
+        split.running += 1
+    elif event.kind == "branch_kept":
+        split.kept += 1
+    elif event.kind == "branch_finished":
+        split.running -= 1
+        if event.detail.status is BranchStatus.SUCCEEDED:
+            split.done += 1
+        else:
+            split.failed += 1
+    elif event.kind == "branch_killed":
+        split.running -= 1
+        split.killed += 1
+    elif event.kind == "retry":
+        split.retried += 1
+    elif event.kind == "split_finished":
+        split.ended = now
+
+
+def join_parts(parts: Iterable[str]) -> str:
+    """Return parts of a line as one."""
+    return " · ".join(parts)
+
+
+def bar_of(visit: VisitProgress, width: int, *, pulses: bool = False) -> RenderableType:
+    """Return a bar for how far a visit is, "" where that is not known; ``pulses``: then one that moves."""
+    from rich.progress_bar import ProgressBar  # noqa: PLC0415
+
+    done, total = visit.extent
+    if total or pulses:
+        return ProgressBar(total=total, completed=done, width=width, pulse=not total)
+    return ""
 
 
 def clock_text(seconds: float) -> str:
@@ -250,7 +325,7 @@ class ProgressObserver:
             return
         self._told[run.run_id] = now
         if event.kind == "split_finished":
-            text = f"{run.workflow} {run.run_id}: {run.state}  {run.splits[-1].text(now)}"
+            text = join_parts([f"{run.workflow} {run.run_id}: {run.state}", *run.visits[-1].parts(now)])
         else:
             text = run.text(now)
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -266,26 +341,22 @@ class ProgressObserver:
             title = Text(no_wrap=True, overflow="ellipsis")
             title.append(run.state, style="bold").append(f"  {clock_text(now - run.started)}  ")
             lines.append(title.append(f"{run.workflow} {run.run_id}", style="dim"))
-            if run.split is not None:
-                lines.append(self._split_line(run.split, now))
-            elif run.task is not None:
-                lines.append(Text(f"  {_task_text(run.task)}", no_wrap=True, overflow="ellipsis"))
+            if run.visits and run.visits[-1].parts(now):
+                lines.append(self._visit_line(run.visits[-1], now))
         if self._footer is not None:
             lines.append(Text(self._footer(), style="dim", no_wrap=True, overflow="ellipsis"))
         return Group(*lines)
 
-    def _split_line(self, split: SplitProgress, now: float) -> RenderableType:
-        from rich.progress_bar import ProgressBar  # noqa: PLC0415
+    def _visit_line(self, visit: VisitProgress, now: float) -> RenderableType:
         from rich.table import Table  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
 
-        counts = split.text(now)
-        width = max(8, min(32, self._console.width - len(counts) - 4))
-        total, ended = split.total, split.ended_branches
+        words = join_parts(visit.parts(now))
+        width = max(8, min(32, self._console.width - len(words) - 4))
         line = Table.grid(padding=(0, 1))
         line.add_column(width=1)
         line.add_column(width=width)
         line.add_column(no_wrap=True, overflow="ellipsis")
-        bar = ProgressBar(total=total, completed=ended, width=width, pulse=total is None)
-        line.add_row("", bar, Text(counts, style="red" if split.failed else ""))
+        is_bad = visit.split is not None and visit.split.failed
+        line.add_row("", bar_of(visit, width, pulses=True), Text(words, style="red" if is_bad else ""))
         return line

@@ -56,7 +56,7 @@ _SET_BACK = timedelta(seconds=1)
 class RunningScheduler:
     """A scheduler at work. Made by `Scheduler.start`; stop it, or use it as a context manager.
 
-    One thread waits for whatever is due next; runs have threads of their own. Every method may be called from
+    One thread waits for whatever is due next; others drive the runs. Every method may be called from
     any thread.
     """
 

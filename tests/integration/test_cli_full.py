@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -73,6 +74,11 @@ class Disk(Place):
     def make_room(self) -> None:
         """Take away what `fill` wrote."""
         os.unlink(f"{self._root}/ballast")
+
+    def mount_again(self, how: str) -> None:
+        """Mount it "ro" or "rw"."""
+        enter = self.program[: -len(PROGRAM)]
+        subprocess.run([*enter, "mount", "-o", f"remount,{how}", self.mount], check=True, timeout=60)
 
     def files(self) -> set[str]:
         """Return what there is on the disk, but for locks, which stay, and another home."""
@@ -203,6 +209,34 @@ def test_a_server_outlives_a_full_disk(disk):
     server.terminate()
     server.stderr.read()
     assert server.wait(60) == 143
+
+
+def test_a_home_that_is_read_only_is_read(disk):
+    """What looks back works; what would write says why it cannot, in a line, and --no-journal needs no home."""
+    assert disk.run("run", "work.py:odd_flow").returncode == 1
+    run_id = json.loads(disk.run("runs", "--json").stdout)[0]["run_id"]
+    disk.mount_again("ro")
+    assert "odd" in disk.run("runs").stdout
+    assert json.loads(disk.run("show", "last", "--json").stdout)["run_id"] == run_id
+    assert disk.run("logs", "last").returncode == 0
+    assert "cannot be written to" in disk.run("doctor").stdout
+    commands = [
+        ("run", "work.py:quick_flow"),
+        ("run", "work.py:quick_flow", "--name", "a name"),
+        ("resume", "last"),
+        ("serve", "work.py:flows"),
+        ("gc", "--older-than", "1ms"),
+        ("init", f"{disk.mount}/etl.py"),
+    ]
+    for command in commands:
+        done = disk.run(*command)
+        assert (done.returncode, done.stdout) == (1, ""), (command, done)
+        assert re.search("read-only|cannot be written|readonly", told_in_a_line(done).lower()), (command, done.stderr)
+    assert disk.run("run", "work.py:quick_flow", "--no-journal").returncode == 0
+    disk.mount_again("rw")
+    disk.release("cured")
+    again = disk.run("resume", "last")
+    assert again.returncode == 0, again.stderr
 
 
 # -- without a disk of its own

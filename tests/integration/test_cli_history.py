@@ -148,6 +148,32 @@ def test_what_tasks_log_is_told_at_once(place):
     assert "a detail" in place.run("run", "logging_flow.py", "-v").stderr
 
 
+def test_a_run_is_looked_at_while_it_goes_on(place):
+    """Its list, its story, its diagram and its output, from other processes, which do not disturb it."""
+    place.write("long.py", LONG)
+    process = place.start("run", "long.py")
+    run_id = process.stdout.readline().split()[1]
+    place.await_told("long")
+    (listed,) = json.loads(place.run("runs", "--json").stdout)
+    assert (listed["run_id"], listed["status"], listed["pid"]) == (run_id, "running", process.pid)
+    assert f"process {process.pid}" in place.run("show", run_id).stdout
+    assert json.loads(place.run("show", run_id, "--json").stdout)["status"] == "running"
+    drawn = place.run("graph", "long.py", "--run", run_id)
+    assert drawn.returncode == 0, drawn.stderr
+    assert "_long_" in drawn.stdout
+    assert place.run("logs", run_id).stdout == "== 'long', attempt 1\nso far\n"
+    place.release("long")
+    assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_a_script_of_the_shell(place, shell):
+    """On standard output, alone."""
+    done = place.run("completion", shell)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "_CANOBATCH_COMPLETE" in done.stdout
+
+
 def test_logs_follow_a_run_to_its_end(place):
     """-f shows what is printed as it comes, and ends with the run."""
     place.write("long.py", LONG)

@@ -68,10 +68,6 @@ def one(ctx, n):
     if n % 2:
         raise ValueError(f"number {n} is odd")
     return n
-
-def twice(n):
-    raise RuntimeError("undo failed")
-
 flow = Workflow("failing").register_map("odd", one, range(4), JoinConfig(JoinStrategy.all(), "done"))
 flow.add_exit_state("done")
 """
@@ -152,6 +148,27 @@ def test_a_failed_run_is_1(place):
     facts = json.loads(place.run("run", "failing.py", "--json").stdout)
     assert (facts["status"], facts["exit_code"]) == ("failed", 1)
     assert "Traceback" in place.run("run", "failing.py", "-v").stderr
+
+
+def test_a_failed_rollback_is_5(place):
+    """What was done could not be undone: that is told, and has a code of its own."""
+    place.write(
+        "saga.py",
+        "from canobatch.models import CompensatableTask\n"
+        "class Book(CompensatableTask):\n"
+        "    def run(self, ctx): return 'pay', 'seat 7'\n"
+        "    def compensate(self, ctx, output): raise RuntimeError(f'{output} cannot be given back')\n"
+        "def pay(): raise ValueError('no money')\n"
+        "flow = Workflow('saga').register_with_compensation('book', Book()).register('pay', pay)\n"
+        "flow.add_exit_state('done')\n",
+    )
+    done = place.run("run", "saga.py")
+    assert done.returncode == 5, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "not undone" in done.stderr
+    assert "seat 7 cannot be given back" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("no money; and 1 of its effects could not be undone")
+    assert json.loads(place.run("runs", "--json").stdout)[0]["status"] == "failed"
 
 
 def test_a_run_that_takes_too_long_is_6(place):

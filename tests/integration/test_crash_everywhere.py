@@ -17,7 +17,7 @@ from canobatch import TaskError, _faults
 from canobatch.errors import JournalError, RunNotFoundError
 from canobatch.journal import MemoryJournal, RunStatus, SqliteJournal
 from canobatch.testing import InlineBackend
-from tests.support.dying import Crash, Dying, Mortal
+from tests.support.dying import DEATHS, Crash, Dying, Mortal
 from tests.support.journaled import content, marks
 from tests.support.log_journal import LogJournal
 from tests.support.whole import W, executions, parameters, settled, whole
@@ -115,7 +115,7 @@ def begin_and_die(place, backend, points, number, *, fails=False):
     """Begin the run and die at a point."""
     place.mkdir()
     points(Dying(number))
-    with suppress(Crash, JournalError, TaskError):
+    with suppress(*DEATHS, TaskError):
         params = parameters(place, fails=fails)
         whole(place).orchestrate(W.START, pool=backend, run_id="r", params=params)
     points(None)
@@ -125,7 +125,7 @@ def resume_and_die(place, backend, points, number):
     """Go on with the run and die at a point; return whether it died."""
     dying = Dying(number)
     points(dying)
-    with suppress(Crash, JournalError, TaskError, RunNotFoundError):
+    with suppress(*DEATHS, TaskError, RunNotFoundError):
         whole(place).resume("r", pool=backend)
     points(None)
     return len(dying.passed) >= number

@@ -18,6 +18,7 @@ import pytest
 from canobatch import TaskConfig, Workflow
 from canobatch.errors import ConfigurationError, FlowOverlapError
 from canobatch.scheduler import FlowHome, FlowStatus, Scheduler
+from canobatch.scheduler._bells import Bells
 from canobatch.scheduler.home import SqliteLedger
 from canobatch.scheduler.ledger import Claim
 from tests.support.watch import NEVER, await_that, is_alive, state_of
@@ -438,6 +439,39 @@ def test_a_killed_holder_s_run_is_restarted_at_once(launch, log, tmp_path):
         records = running.history("f")
     assert [record.kind for record in records] == ["fired", "interrupted", "fired", "finished"]
     assert records[1].run_id == lost
+
+
+#: Listens as a scheduler does, until it is killed.
+LISTENER = """
+import sys, time
+from pathlib import Path
+from canobatch.scheduler._bells import Bells
+
+bells = Bells(Path(sys.argv[1]))
+bells.listen(lambda: None)
+print("listening", flush=True)
+time.sleep(100000)
+"""
+
+
+def test_the_end_of_a_later_scheduler_is_heard_too(start_script, tmp_path):
+    """Who comes later rings; its end is noticed, told, and what it left of its bell is removed."""
+    place = tmp_path / "wake"
+    place.mkdir()
+    told = threading.Event()
+    bells = Bells(place)
+    bells.listen(told.set)
+    later = start_script(LISTENER, place)
+    later.wait_for("listening")
+    assert told.wait(NEVER)
+    assert len(list(place.iterdir())) == 2
+    await_that(lambda: bells._others, "it should be seen")
+    told.clear()
+    later.process.kill()
+    assert told.wait(NEVER)
+    assert [path.name for path in place.iterdir()] == [bells.own]
+    bells.close()
+    assert list(place.iterdir()) == []
 
 
 #: Starts a script in a pid namespace of its own, with a /proc of its own, as in a container.

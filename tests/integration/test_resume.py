@@ -31,7 +31,7 @@ from canobatch.errors import (
     VersionMismatchError,
 )
 from canobatch.journal import MemoryJournal, RunStatus, SqliteJournal
-from tests.support.dying import Crash, Dying
+from tests.support.dying import DEATHS, Crash, Dying
 from tests.support.journaled import UNDISTURBED, S, content, everything, mark, marks
 from tests.support.watch import is_alive
 
@@ -80,7 +80,7 @@ def test_a_crash_at_any_point_changes_nothing_but_what_was_in_flight(part, share
         place = tmp_path / str(number)
         place.mkdir()
         points(Dying(number))
-        with suppress(Crash, JournalError):
+        with suppress(*DEATHS):
             everything(place).orchestrate(S.LOAD, pool=shared_pool, run_id="r")
         points(None)
         workflow = everything(place)
@@ -228,7 +228,7 @@ def interrupt(workflow, points, pool, at, **options):
             raise Crash(point)
 
     points(hook)
-    with pytest.raises((Crash, JournalError)):
+    with pytest.raises(DEATHS):
         workflow.orchestrate("MAP", pool=pool, run_id="r", **options)
     points(None)
 

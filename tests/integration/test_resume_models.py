@@ -9,10 +9,10 @@ from contextlib import suppress
 import pytest
 
 from canobatch import RunCancelledError, TaskError, Workflow, _faults
-from canobatch.errors import CompensationError, JournalError, RunNotFoundError
+from canobatch.errors import CompensationError, RunNotFoundError
 from canobatch.journal import MemoryJournal, RunStatus, SqliteJournal
 from canobatch.models import CompensatableTask
-from tests.support.dying import Crash, Dying
+from tests.support.dying import DEATHS, Crash, Dying
 from tests.support.journaled import content, mark, marks
 from tests.support.journaled_models import Deed, Wait, models
 
@@ -56,7 +56,7 @@ def test_models_go_on_after_a_crash_at_any_point(fails, part, shared_pool, tmp_p
         place = tmp_path / str(number)
         place.mkdir()
         points(Dying(number))
-        with suppress(Crash, JournalError, TaskError):
+        with suppress(*DEATHS, TaskError):
             models(place, fails=fails).orchestrate("STEPS", pool=shared_pool, run_id="r")
         points(None)
         found, end = resumed(models(place, fails=fails), shared_pool)
@@ -119,7 +119,7 @@ def test_a_resumed_timer_does_not_start_over(tmp_path, points):
 
     # An hour, were it asked again: the second life would never end within the test's time.
     points(lambda name: (_ for _ in ()).throw(Crash(name)) if name == "engine.commit.after" else None)
-    with suppress(Crash, JournalError):
+    with suppress(*DEATHS):
         flow(0.2).orchestrate("WAIT", run_id="r")
     points(None)
     assert marks(tmp_path) == {"wait": 1}

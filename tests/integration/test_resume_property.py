@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from canobatch import JoinConfig, JoinError, JoinStrategy, Retry, Task, TaskConfig, TaskError, Workflow, _faults
 from canobatch.engine import driver
-from canobatch.errors import JournalError, RunNotFoundError
+from canobatch.errors import RunNotFoundError
 from canobatch.journal import MemoryJournal, SqliteJournal
 from canobatch.models import BatchTask, CompensatableTask, Done, More, SteppedTask
 from canobatch.testing import InlineBackend
-from tests.support.dying import Crash, Dying, Mortal
+from tests.support.dying import DEATHS, Dying, Mortal
 from tests.support.journaled import content, mark, marks
 from tests.support.log_journal import LogJournal
 
@@ -266,7 +266,7 @@ def test_any_workflow_stopped_anywhere_ends_as_if_undisturbed(states, kind, fail
         for stop in [*stops, None]:
             dying = Dying(None if stop is None else 1 + int(stop * len(counter.passed)))
             before, frozen = marks(place), ()
-            with patch.object(_faults, "hook", dying), suppress(*(() if stop is None else (Crash, JournalError))):
+            with patch.object(_faults, "hook", dying), suppress(*(() if stop is None else DEATHS)):
                 try:
                     frozen = kept(journal)
                     run = workflow(dying).start_resume("r", pool=backend)

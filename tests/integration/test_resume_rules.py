@@ -26,11 +26,11 @@ from canobatch import (
     _procs,
 )
 from canobatch.engine import resume as resuming
-from canobatch.errors import CompensationError, JournalError, RunInUseError, VersionMismatchError
+from canobatch.errors import CompensationError, RunInUseError, VersionMismatchError
 from canobatch.journal import MemoryJournal, RunStatus, SqliteJournal, owner
 from canobatch.models import BatchTask, CompensatableTask, Count, StreamTask
 from canobatch.testing import FakeClock, InlineBackend
-from tests.support.dying import Crash, Dying, Mortal
+from tests.support.dying import DEATHS, Crash, Dying, Mortal
 from tests.support.journaled import content, mark, marks
 from tests.support.log_journal import LogJournal
 from tests.support.watch import is_alive
@@ -64,7 +64,7 @@ def inline():
 def interrupt(workflow, points, pool, name, number=1, initial="MAP", **options):
     """Run until the n-th passing of a named point of the engine, and die there, with all durable that was accepted."""
     points(Death(workflow.journal, name, number))
-    with pytest.raises((Crash, JournalError)):
+    with pytest.raises(DEATHS):
         workflow.orchestrate(initial, pool=pool, run_id="r", **options)
     points(None)
 
@@ -351,7 +351,7 @@ def test_a_run_may_go_on_elsewhere(tmp_path, points):
     first = succeeded(journal)
     with WorkerPool(1) as pool:
         points(Death(journal, "engine.accept.before", 6))
-        with pytest.raises((Crash, JournalError)):
+        with pytest.raises(DEATHS):
             workflow().resume("r", pool=pool)
         points(None)
     second = succeeded(journal)
@@ -542,7 +542,7 @@ def test_what_was_cut_in_the_midst_of_a_deed_is_in_doubt(in_doubt, journal, tmp_
 
     death = Dying(2)  # The 1st point of the engine enters the state, the 2nd is the commit.
     points(lambda name: death(name) if name.startswith("engine.") or death.is_dead else None)
-    with pytest.raises((Crash, JournalError)):
+    with pytest.raises(DEATHS):
         saga(Mortal(journal, death)).orchestrate("MAP", run_id="r")
     points(None)
     assert marks(tmp_path) == {"do": 1}

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from canobatch import JoinConfig, Task, TaskConfig, Workflow
+from canobatch import JoinConfig, JoinError, Task, TaskConfig, Workflow
 from tests.support.watch import await_that
 
 FOREVER = 100_000
@@ -104,3 +104,13 @@ def statuses(run, state="split"):
 def contents(store) -> dict[str, object]:
     """Return what is in a store."""
     return {key: store.get(key) for key in store.keys()}  # noqa: SIM118 - a store is no dict
+
+
+def failing(workflow, pool):
+    """Run a workflow that must fail its join; return the error and the run."""
+    run = workflow.start("split", pool=pool)
+    try:
+        end = run.wait(100)
+    except JoinError as error:
+        return error, run
+    raise AssertionError(f"it did not fail, but ended in {end!r}")

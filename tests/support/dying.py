@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from canobatch.errors import JournalError, WorkflowError
+
 
 class Crash(BaseException):
     """What a point raises in place of the process's death."""
+
+
+#: How it arrives at who waits for the run: from outside of any state, from the journal, or from a state.
+DEATHS = (Crash, JournalError, WorkflowError)
 
 
 class Dying:

@@ -21,7 +21,7 @@ from canobatch.errors import (
 )
 from canobatch.scheduler import BackoffPolicy, FlowHome, FlowStatus, Scheduler
 from canobatch.scheduler.home import SqliteLedger
-from canobatch.scheduler.ledger import Claim
+from canobatch.scheduler.ledger import Claim, MemoryLedger
 from tests.support.clock import NOON, FakeClock
 from tests.support.watch import NEVER, await_that
 
@@ -515,6 +515,17 @@ def test_what_several_write_to_has_no_write_ahead_log(node, body, home):
 
 
 # -- what cannot be a home
+
+
+@pytest.mark.parametrize("kind", ["memory", "home"])
+def test_a_tick_is_taken_once(home, kind):
+    """Whoever asks, and whatever else guards it."""
+    ledgers = [SqliteLedger(home), SqliteLedger(home)] if kind == "home" else [MemoryLedger()] * 2
+    for ledger in ledgers:
+        ledger.enrol("f", "manual", NOON)
+    assert [ledger.take_tick("f", NOON) for ledger in (*ledgers, *ledgers)] == [True, False, False, False]
+    for ledger in ledgers:
+        ledger.close()
 
 
 def test_a_home_may_be_made_by_several_at_once(tmp_path):

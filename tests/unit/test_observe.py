@@ -189,12 +189,12 @@ def test_progress_counts():
     assert (split.total, split.running, split.done, split.failed, split.killed, split.retried) == (4, 2, 1, 0, 0, 1)
     assert split.rate(now) == pytest.approx(1 / 6)
     assert split.remaining(now) == pytest.approx(18.0)
-    assert run.text(now) == "words r1: COUNT 0:08  1/4  10.0/min  0:18 left"
+    assert run.text(now) == "words r1: COUNT 0:08 · 1/4 · 10.0/min · 0:18 left · 1 retry"
     for event in RUN[9:12]:
         run.take(event)
     assert run.split is None
     assert (split.running, split.done, split.failed, split.killed) == (0, 1, 1, 1)
-    assert split.text(now + 100) == "2/4  1 failed  1 killed  13.3/min"
+    assert split.parts(now + 100) == ["2/4", "1 failed", "1 killed", "13.3/min", "1 retry"]
     for event in RUN[12:]:
         run.take(event)
     assert run.text(now) == "words r1: finished in state DONE (13.0 s)"
@@ -209,7 +209,7 @@ def test_progress_without_a_total():
         ("split_started", {"state": S.COUNT}),
     ):
         run.take(event)
-    assert run.text(BEGAN.timestamp() + 3) == "w r1: COUNT 0:03  0"
+    assert run.text(BEGAN.timestamp() + 3) == "w r1: COUNT 0:03 · 0"
     assert run.split.remaining(BEGAN.timestamp() + 3) is None
 
 
@@ -222,9 +222,9 @@ def test_progress_of_a_single_task():
         ("progress", {"state": S.COUNT, "attempt": 1, "detail": (3.0, 10.0, "pages")}),
     ):
         run.take(event)
-    assert run.text(BEGAN.timestamp()) == "w r1: COUNT 0:00  3/10 pages"
+    assert run.text(BEGAN.timestamp()) == "w r1: COUNT 0:00 · 3/10 pages"
     run.take(RUN[-2])
-    assert run.task is None
+    assert run.text(BEGAN.timestamp()) == "w r1: DONE 0:00"
 
 
 def test_durations_are_short():
@@ -240,8 +240,8 @@ def test_lines_where_there_is_no_terminal():
         observer.on_event(event)
     assert out.getvalue().splitlines() == [
         "words r1: COUNT 0:01",
-        "words r1: COUNT 0:06  0/4",
-        "words r1: COUNT  2/4  1 failed  1 killed  13.3/min",
+        "words r1: COUNT 0:06 · 0/4",
+        "words r1: COUNT · 2/4 · 1 failed · 1 killed · 13.3/min · 1 retry",
         "words r1: DONE 0:12",
         "words r1: finished in state DONE (13.0 s)",
     ]
@@ -255,12 +255,13 @@ def test_a_live_display_on_a_terminal():
     observer = ProgressObserver(Console(file=out, width=200, force_terminal=True), footer=lambda: "2 workers busy")
     for event in RUN[:10]:
         observer.on_event(event)
-    observer.on_event(RUN[0]._replace(run_id="r2"))
+    for event in RUN[:2]:
+        observer.on_event(event._replace(run_id="r2"))
     shown = io.StringIO()
     Console(file=shown, width=200).print(observer._picture())
     lines = shown.getvalue().splitlines()
     assert re.match(r"COUNT  [\d:]+  words r1$", lines[0])
-    assert re.match(r" *━+.* 2/4  1 failed", lines[1])
+    assert re.match(r" *━+.* 2/4 · 1 failed", lines[1])
     assert lines[2].startswith("COUNT")
     assert lines[3] == "2 workers busy"
     assert threading.active_count() > before

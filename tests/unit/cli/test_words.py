@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
 
 from canobatch.cli import text
 from canobatch.cli.items import Items, Output
-from canobatch.cli.progress import Progress
 from canobatch.cli.view import LineView, describe
 from canobatch.join import BranchStatus
+from canobatch.observe import RunProgress
+
+BEGAN = datetime(2026, 1, 2, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -63,16 +66,16 @@ def test_tables_fit_the_terminal():
 
 
 def event(kind, state="s", branch=None, detail=None):
-    return SimpleNamespace(kind=kind, state=state, branch=branch, detail=detail)
+    return SimpleNamespace(kind=kind, state=state, branch=branch, detail=detail, time=BEGAN)
 
 
 def test_progress_is_gathered_from_events():
     """States, what became of branches, retries and what a task says of itself."""
-    progress = Progress()
+    progress = RunProgress()
     progress.on_event(event("state_entered", "load"))
     progress.on_event(event("progress", "load", None, (3, 10, "reading")))
-    now = progress.began + 5
-    assert describe(progress.visits[-1], now)[:2] == ["3/10", "reading"]
+    now = BEGAN.timestamp() + 5
+    assert describe(progress.visits[-1], now) == ["3/10 reading"]
     progress.on_event(event("state_entered", "many"))
     progress.on_event(event("split_started", "many", None, 10))
     for status in (BranchStatus.SUCCEEDED, BranchStatus.SUCCEEDED, BranchStatus.FAILED, BranchStatus.LOST):
@@ -80,15 +83,15 @@ def test_progress_is_gathered_from_events():
     progress.on_event(event("branch_killed", "many", 5, SimpleNamespace(status=BranchStatus.CANCELLED)))
     progress.on_event(event("retry", "many", 6))
     visit = progress.visits[-1]
-    assert (visit.split.succeeded, visit.split.failed, visit.split.killed) == (2, 2, 1)
-    assert progress.visits[0].ended is not None
-    words = describe(visit, visit.split.began + 5)
-    assert words == ["5/10, 2 failed, 1 killed", "1/s", "5 s left", "1 retry"]
+    assert (visit.split.done, visit.split.failed, visit.split.killed) == (2, 2, 1)
+    assert describe(progress.visits[0], now) == ["0 ms"]
+    assert describe(visit, now) == ["4/10", "2 failed", "1 killed", "48.0/min", "0:07 left", "1 retry"]
+    assert visit.extent == (5, 10)
 
 
 def test_a_long_way_is_not_kept():
     """A run that goes through a million states shows the last ones."""
-    progress = Progress()
+    progress = RunProgress()
     for number in range(1000):
         progress.on_event(event("state_entered", number))
     assert (progress.count, len(progress.visits), progress.visits[-1].state) == (1000, 8, "999")
@@ -96,7 +99,7 @@ def test_a_long_way_is_not_kept():
 
 def test_lines_come_at_once_and_then_now_and_then(capsys):
     """One line for the first state, no other before its time."""
-    progress = Progress()
+    progress = RunProgress()
     view = LineView(progress, SimpleNamespace(workers=()))
     view.update()
     assert capsys.readouterr().err == ""

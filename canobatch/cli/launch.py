@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from canobatch import _procs
+from canobatch import _signals
 from canobatch.cancel import CancelToken
 from canobatch.cli import exits, summary, text
 from canobatch.cli.command import Failure, colour, say
@@ -95,7 +95,7 @@ def follow(
     told: queue.SimpleQueue[int] = queue.SimpleQueue()
     progress = RunProgress()
     show_records()
-    with _signals(told), ExitStack() as stack:
+    with _told_signals(told), ExitStack() as stack:
         run = start([progress] if is_shown else [])
         run.watch(lambda: told.put(0))
         bell = _settle_in(run, pool, settings, stack)
@@ -156,10 +156,10 @@ class _SecondSignal(BaseException):
         self.number = number
 
 
-def _signals(told: queue.SimpleQueue[int]) -> AbstractContextManager[None]:
+def _told_signals(told: queue.SimpleQueue[int]) -> AbstractContextManager[None]:
     if threading.current_thread() is not threading.main_thread():
         return nullcontext()
-    return _procs.signals_told(_REASONS, told.put, times=_TAKEN)
+    return _signals.signals_told(_REASONS, told.put, times=_TAKEN)
 
 
 def _until_ended(

@@ -17,7 +17,7 @@ from canobatch import TaskError, _faults
 from canobatch.errors import JournalError, RunNotFoundError
 from canobatch.journal import MemoryJournal, RunStatus, SqliteJournal
 from canobatch.testing import InlineBackend
-from tests.support.dying import DEATHS, Crash, Dying, Mortal
+from tests.support.dying import DEATHS, Dying, Mortal
 from tests.support.journaled import content, marks
 from tests.support.log_journal import LogJournal
 from tests.support.whole import W, executions, parameters, settled, whole
@@ -170,7 +170,7 @@ def test_the_engine_needs_of_a_journal_what_is_written_of_it(fails, tmp_path, po
             journal = LogJournal(place / "log")
             death = Dying(number)
             points(death)
-            with suppress(Crash):
+            with suppress(*DEATHS):
                 params = parameters(place, fails=fails)
                 whole(place, Mortal(journal, death)).orchestrate(W.START, pool=backend, run_id="r", params=params)
             points(None)
@@ -230,6 +230,7 @@ def plan(place, kind, cases, *, fails=False):
     return [(str(place / f"{kind} {fails} {number}"), kind, fails, kills) for number, kills in enumerate(cases)]
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("fails", [False, True], ids=["through", "rolled back"])
 def test_a_killed_process_is_gone_on_with(fails, run_script, tmp_path):
     """SIGKILLed at a point, at any time, twice in a row: what the process left is gone on with by another."""
@@ -242,8 +243,8 @@ def test_a_killed_process_is_gone_on_with(fails, run_script, tmp_path):
         tmp_path, "twice", [[chance.randrange(20, total), chance.randrange(1, 60)] for _ in range(8)], fails=fails
     )
     cases += plan(tmp_path, "timed", [[round(0.1 * chance.random(), 5)] for _ in range(8)], fails=fails)
-    cases += plan(tmp_path, "pool", [[number] for number in range(9, total, 40)], fails=fails)
-    done = run_script(KILLS, json.dumps(cases), timeout=120)
+    cases += plan(tmp_path, "pool", [[number] for number in range(9, total, 90)], fails=fails)
+    done = run_script(KILLS, json.dumps(cases), timeout=240)
     assert done.returncode == 0, done.stderr
     ends = Counter(line.split()[-1] for line in done.stdout.splitlines())
     # Some are timed so late, or fall so few points short, that they end.

@@ -228,7 +228,9 @@ def again(ctx):
 
 
 class Steps(SteppedTask):
-    """Three steps."""
+    """Three steps, in a worker."""
+
+    config = TaskConfig(where="worker")
 
     def step(self, ctx, cursor):
         """Do one."""
@@ -299,9 +301,10 @@ class Batch(BatchTask):
 
 
 class Feed(StreamTask):
-    """Five items in windows of two."""
+    """Five items in windows of two, two at a time in workers."""
 
     window = Count(2)
+    concurrency = 2
 
     def open(self, ctx, cursor):
         """Go on from the cursor."""
@@ -326,8 +329,9 @@ class Deed(CompensatableTask):
 
     compensates_in_doubt = True
 
-    def __init__(self, following):
+    def __init__(self, following, where):
         self.following = following
+        self.config = TaskConfig(where=where)
 
     def run(self, ctx):
         """Do it."""
@@ -387,7 +391,8 @@ def whole(place, journal=None):
     workflow.register(W.FLAKY, Flaky(), on_error=W.AGAIN).register(W.AGAIN, again)
     workflow.register_stepped(W.STEP, Steps()).register(W.TIMER, Wait()).register(W.POLL, Ask())
     workflow.register(W.BATCH, Batch()).register_stream(W.STREAM, Feed())
-    workflow.register_with_compensation(W.RESERVE, Deed(W.PAY)).register_with_compensation(W.PAY, Deed(W.ROUTE))
+    workflow.register_with_compensation(W.RESERVE, Deed(W.PAY, "parent"))
+    workflow.register_with_compensation(W.PAY, Deed(W.ROUTE, "worker"))
     workflow.register_router(W.ROUTE, route).register(W.SHIP, ship)
     return workflow.add_exit_state(W.DONE)
 

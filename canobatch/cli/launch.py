@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import signal
@@ -13,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from canobatch import _procs
+from canobatch import _signals
 from canobatch.cancel import CancelToken
 from canobatch.cli import exits, summary, text
 from canobatch.cli.command import Failure, colour, say
@@ -95,7 +96,7 @@ def follow(
     told: queue.SimpleQueue[int] = queue.SimpleQueue()
     progress = RunProgress()
     show_records()
-    with _signals(told), ExitStack() as stack:
+    with _told_signals(told), ExitStack() as stack:
         run = start([progress] if is_shown else [])
         run.watch(lambda: told.put(0))
         bell = _settle_in(run, pool, settings, stack)
@@ -156,10 +157,10 @@ class _SecondSignal(BaseException):
         self.number = number
 
 
-def _signals(told: queue.SimpleQueue[int]) -> AbstractContextManager[None]:
+def _told_signals(told: queue.SimpleQueue[int]) -> AbstractContextManager[None]:
     if threading.current_thread() is not threading.main_thread():
         return nullcontext()
-    return _procs.signals_told(_REASONS, told.put, times=_TAKEN)
+    return _signals.signals_told(_REASONS, told.put, times=_TAKEN)
 
 
 def _until_ended(
@@ -296,7 +297,13 @@ def run_to_end(
             begin=lambda run: _announce(run.id, data, as_json=settings.as_json),
             settings=settings,
         )
-        report_end(ended, data, as_json=settings.as_json)
+        try:
+            report_end(ended, data, as_json=settings.as_json)
+        except OSError as error:
+            # A terminal that is gone does not change how the run came out.
+            if error.errno != errno.EIO:
+                raise
+            leave_terminal()
     if ended.is_resumable and settings.home is not None:
         say(f"go on with: canobatch resume {ended.run.id}")
     fail_if(ended)

@@ -114,6 +114,8 @@ def plan(history: RunHistory) -> list[str]:
     if done:
         names = ", ".join(dict.fromkeys(text.one_line(visit.state, 40) for visit in done))
         lines.append(f"kept: {names} ({text.plural(len(done), 'state')})")
+    if history.summary.status == "completed":
+        return [*lines, f"it has come to its end, in {text.one_line(last.state, 40)}: nothing is left to be done"]
     lines.append(f"goes on in {text.one_line(last.state, 40)}{_branches(history, last)}")
     return lines
 

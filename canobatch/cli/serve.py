@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from canobatch import _procs
+from canobatch import _signals
 from canobatch.cli import exits, text
 from canobatch.cli.command import command, home_option, is_verbose, target_argument
 from canobatch.cli.place import home_of
@@ -70,9 +70,9 @@ def serve_command(ctx: click.Context, target: str, drain: float, log_format: str
                 workflow.with_journal(home.journal)
         told: queue.SimpleQueue[int] = queue.SimpleQueue()
         with (
-            _procs.signals_told([signal.SIGHUP], lambda _: _log.warning(_NO_RELOAD), times=sys.maxsize),
+            _signals.signals_told([signal.SIGHUP], lambda _: _log.warning(_NO_RELOAD), times=sys.maxsize),
             # Before anything runs: who is told that we are ready may stop us at once.
-            _procs.signals_told([signal.SIGTERM, signal.SIGINT], told.put),
+            _signals.signals_told([signal.SIGTERM, signal.SIGINT], told.put),
         ):
             running = scheduler.start()
             notify(f"READY=1\nSTATUS={text.plural(len(scheduler), 'flow')}")
@@ -144,7 +144,7 @@ class _FlowLog:
         begun = self._begun.pop(record.run_id or "", None)
         took = "" if begun is None else f" after {text.duration((event.time - begun).total_seconds())}"
         how = f"completed in {label(record.state)}" if record.kind == "finished" else record.kind
-        because = f": {record.reason}" if record.reason else ""
+        because = f": {text.one_line(record.reason, 300)}" if record.reason else ""
         _log.log(level_of(event), "flow %s: run %s %s%s%s", record.flow, record.run_id, how, took, because)
 
 

@@ -6,8 +6,6 @@ worker holds up nobody.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 import math
 import os
@@ -46,8 +44,6 @@ _MOST_SENDS = 3
 _GATHER = 0.0001
 _PLENTY = 32
 
-_DUE, _OVERDUE_KILL = range(2)
-
 
 class Supervisor:
     """Serves one keeper and its workers until that keeper ends."""
@@ -58,8 +54,10 @@ class Supervisor:
         self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._by_fd: dict[int, WorkerHandle] = {}
-        self._timers: list[tuple[float, int, int, WorkerHandle, Any]] = []
-        self._order = itertools.count()
+        #: When to look at a call with a timeout; such a call has its worker to itself.
+        self._due: dict[WorkerHandle, tuple[float, Call]] = {}
+        #: When those that were killed should be dead.
+        self._overdue: dict[WorkerHandle, float] = {}
         self._memory: dict[WorkerHandle, tuple[int, int]] = {}
         self._used: dict[WorkerHandle, int] = {}
         self._sleeps_until = 0.0
@@ -111,7 +109,8 @@ class Supervisor:
         """Mind the timeouts and memory limits of calls that were just sent."""
         for call in calls:
             if call.timeout is not None:
-                self._at(_clock.monotonic() + call.timeout, _DUE, handle, call)
+                self._due[handle] = (_clock.monotonic() + call.timeout, call)
+                self._wake_by(self._due[handle][0])
             if call.memory_limit is not None:
                 self._memory[handle] = (handle.calls_sent, call.memory_limit)
                 self.wake()
@@ -119,7 +118,8 @@ class Supervisor:
     def watch_kill(self, handles: Sequence[WorkerHandle]) -> None:
         """Mind that these die."""
         for handle in handles:
-            self._at(_clock.monotonic() + _KILL_PATIENCE, _OVERDUE_KILL, handle, None)
+            self._overdue[handle] = _clock.monotonic() + _KILL_PATIENCE
+            self._wake_by(self._overdue[handle])
         self.watch_keeper()
 
     def watch_keeper(self) -> None:
@@ -143,8 +143,7 @@ class Supervisor:
         begun = None if ran is None else _clock.epoch() - ran
         return [Lost(lane, head, reason, handle.pid, exitcode, begun, ran, self._used.pop(handle, None))]
 
-    def _at(self, when: float, kind: int, handle: WorkerHandle, argument: Any) -> None:
-        heapq.heappush(self._timers, (when, next(self._order), kind, handle, argument))
+    def _wake_by(self, when: float) -> None:
         if when < self._sleeps_until:
             self.wake()
 
@@ -183,14 +182,14 @@ class Supervisor:
     def _sleep(self) -> float | None:
         with self._pool.lock:
             now = _clock.monotonic()
-            until = self._timers[0][0] if self._timers else float("inf")
+            until = min((*(when for when, _ in self._due.values()), *self._overdue.values()), default=math.inf)
             if self._memory:
                 until = min(until, now + _MEMORY_EVERY)
             if self._is_worth_rebalancing:
                 until = min(until, now + _REBALANCE_EVERY)
             self._sleeps_until = until
             # epoll cannot wait for more than 24 days; an attempt may.
-            return None if until == float("inf") else max(0.0, min(until - now, 86_400.0))
+            return None if until == math.inf else max(0.0, min(until - now, 86_400.0))
 
     def _serve_worker(self, handle: WorkerHandle, event: int) -> None:
         if event & select.EPOLLOUT:
@@ -240,7 +239,7 @@ class Supervisor:
     def _end_calls(self, handle: WorkerHandle, outcomes: list[tuple[Any, ...]]) -> list[Event]:
         if not outcomes:
             return []
-        self._memory.pop(handle, None)
+        self._forget_call(handle)
         events = self._pool.take_outcomes(handle, outcomes)
         self._fewest = min(self._fewest, len(handle.window))
         self._is_worth_rebalancing = self._is_worth_rebalancing or len(handle.window) > 1 or handle.is_held
@@ -288,9 +287,20 @@ class Supervisor:
             if is_over:
                 break
         events = self._take(handle, frames)
+        return events + self._part(handle, exitcode, is_certain=is_certain)
+
+    def _part(self, handle: WorkerHandle, exitcode: int | None, *, is_certain: bool) -> list[Event]:
         self._by_fd.pop(handle.sock.fileno(), None)
+        events = self._pool.bury(handle, exitcode, is_certain)
+        self._forget_call(handle)
+        self._overdue.pop(handle, None)
+        self._used.pop(handle, None)
+        return events
+
+    def _forget_call(self, handle: WorkerHandle) -> None:
+        """Mind the limits of its call no more."""
+        self._due.pop(handle, None)
         self._memory.pop(handle, None)
-        return events + self._pool.bury(handle, exitcode, is_certain)
 
     def _lose_keeper(self) -> None:
         """Without its keeper no worker lives on; see to what they leave, then tell the lanes."""
@@ -330,11 +340,11 @@ class Supervisor:
         events: list[Event] = []
         with self._pool.lock:
             now = _clock.monotonic()
-            while self._timers and self._timers[0][0] <= now:
-                _, _, kind, handle, argument = heapq.heappop(self._timers)
-                if kind == _DUE:
-                    self._check_timeout(handle, argument, now)
-                else:
+            for handle, (when, call) in list(self._due.items()):
+                if when <= now:
+                    self._check_timeout(handle, call, now)
+            for handle, when in list(self._overdue.items()):
+                if when <= now:
                     events += self._give_up(handle)
             if self._memory:
                 self._check_memory()
@@ -344,6 +354,7 @@ class Supervisor:
             deliver(events)
 
     def _check_timeout(self, handle: WorkerHandle, call: Call, now: float) -> None:
+        del self._due[handle]
         if handle.doom is not None or not handle.window or handle.window[0][1] is not call:
             return
         assert call.timeout is not None
@@ -352,7 +363,7 @@ class Supervisor:
         if now >= due:
             self._pool.kill([handle], TIMEOUT)
         else:
-            self._at(due, _DUE, handle, call)
+            self._due[handle] = (due, call)
 
     def _check_memory(self) -> None:
         for handle, (number, limit) in list(self._memory.items()):
@@ -365,10 +376,7 @@ class Supervisor:
 
     def _give_up(self, handle: WorkerHandle) -> list[Event]:
         """A killed worker is not dead yet: let its run go on, with a warning."""
-        if self._pool.handle(handle.number) is not handle:
-            return []
-        self._by_fd.pop(handle.sock.fileno(), None)
-        return self._pool.bury(handle, None, is_certain=False)
+        return self._part(handle, None, is_certain=False)
 
 
 def _initializer_error(cause: BaseException) -> ConfigurationError:

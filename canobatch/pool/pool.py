@@ -34,6 +34,7 @@ from canobatch.task import arity_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
+    from datetime import timedelta
     from types import TracebackType
 
     from canobatch.effects import Data
@@ -117,13 +118,17 @@ class WorkerPool:
         with self.lock:
             return self._fleet.describe()
 
-    def warm_up(self, timeout: float = 60.0) -> None:
+    def warm_up(self, timeout: float | timedelta = 60.0) -> None:
         """Start all workers (and a fixed number of spares) and wait until they are ready.
+
+        Args:
+            timeout: Seconds to wait at most, or a `timedelta`.
 
         Raises:
             TimeoutError: They were not ready within ``timeout`` seconds.
         """
-        deadline = _clock.monotonic() + timeout
+        seconds = min(_clock.as_seconds(timeout), _clock.LONGEST)
+        deadline = _clock.monotonic() + seconds
         with self._changed:
             while self._error is None:
                 self._await_loss()
@@ -133,7 +138,7 @@ class WorkerPool:
                 if self._fleet.is_warm:
                     return
                 if not self._changed.wait(max(0.0, deadline - _clock.monotonic())):
-                    raise TimeoutError(f"the pool's workers were not ready within {timeout} s")
+                    raise TimeoutError(f"the pool's workers were not ready within {seconds:g} s")
                 self._require_open()
             raise self._error
 

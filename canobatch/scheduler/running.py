@@ -14,7 +14,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from canobatch import _clock, _procs
+from canobatch import _clock, _signals
 from canobatch.errors import SchedulerError, UnknownFlowError
 from canobatch.scheduler._crew import Crew
 from canobatch.scheduler._desk import Desk
@@ -86,7 +86,7 @@ class RunningScheduler:
         self._is_stopping = False
         self._ended = threading.Event()
         #: How `serve` waits, while it does.
-        self._server: _procs.SignalWait | None = None
+        self._server: _signals.SignalWait | None = None
         #: Whether another scheduler of the home says that something was written; at first it may have been.
         self._is_woken = True
         owner = f"process {os.getpid()} on {socket.gethostname()}"
@@ -300,7 +300,7 @@ class RunningScheduler:
         """
         if threading.current_thread() is not threading.main_thread():
             raise SchedulerError("serve takes signals, which is for the main thread; elsewhere use wait")
-        with _procs.signals_awaited((signal.SIGTERM, signal.SIGINT)) as signals, self._served_by(signals):
+        with _signals.signals_awaited((signal.SIGTERM, signal.SIGINT)) as signals, self._served_by(signals):
             _log.info("serving %d flows until a signal", len(self._flows))
             number = signals.wait()
             if number is not None:
@@ -309,7 +309,7 @@ class RunningScheduler:
             return number
 
     @contextmanager
-    def _served_by(self, signals: _procs.SignalWait) -> Iterator[None]:
+    def _served_by(self, signals: _signals.SignalWait) -> Iterator[None]:
         """Within, the end of the scheduler ends the wait."""
         with self._wake:
             self._server = signals

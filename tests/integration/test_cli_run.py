@@ -505,4 +505,6 @@ def test_resume_refuses_what_it_cannot(place):
     assert place.run("resume", "nonsense").returncode == 2
     place.release("long")
     assert process.wait(60) == 0
-    assert place.run("resume", "last").returncode == 0
+    complete = place.run("resume", "last")
+    assert complete.returncode == 0
+    assert "it has come to its end, in 'done'" in complete.stderr

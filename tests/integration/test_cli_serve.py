@@ -35,7 +35,7 @@ def named(ctx):
     return "done"
 
 def fail():
-    raise ValueError("no luck")
+    raise ValueError("no luck\\nat all")
 
 quick = Workflow("quick").register("work", work).add_exit_state("done")
 slow = Workflow("slow").register("long", long).add_exit_state("done")
@@ -128,7 +128,7 @@ def test_a_failure_pauses_and_reset_and_unpause_let_it_run_again(place):
     told = next(line for line in process.stderr if "flow bad: run" in line and "begins" not in line)
     assert "ERROR" in told
     assert "failed after" in told
-    assert "no luck" in told
+    assert "no luck at all" in told
     assert "no luck" in bad()["last_error"]
     assert "last error of bad: TaskError" in place.run("flows").stdout
     assert place.run("reset", "bad").returncode == 0

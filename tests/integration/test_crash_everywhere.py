@@ -17,7 +17,7 @@ from canobatch import TaskError, _faults
 from canobatch.errors import JournalError, RunNotFoundError
 from canobatch.journal import MemoryJournal, RunStatus, SqliteJournal
 from canobatch.testing import InlineBackend
-from tests.support.dying import DEATHS, Crash, Dying, Mortal
+from tests.support.dying import DEATHS, Dying, Mortal
 from tests.support.journaled import content, marks
 from tests.support.log_journal import LogJournal
 from tests.support.whole import W, executions, parameters, settled, whole

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from canobatch import JoinConfig, JoinStrategy, SharedStore, Task, WorkerPool, Workflow, segments
+from canobatch import JoinConfig, JoinStrategy, SharedStore, Task, TaskConfig, WorkerPool, Workflow, segments
 from canobatch._procs import available_memory
 from tests.support import values
 from tests.support.branches import await_marks, map_of, mark, ran, split_of
@@ -559,3 +559,17 @@ def test_no_resource_tracker_hears_of_a_segment(kind, run_script):
     """Neither the launcher nor a worker registers what it opens: a tracker would remove it under others, or warn."""
     ended = run_script(TRACKED, env={"CANOBATCH_SEGMENTS": kind})
     assert (ended.stdout, ended.stderr) == ("None 44999850000 2\n", "")
+
+
+@pytest.mark.parametrize("limit", [{"attempt_timeout": 3600.0}, {"memory_limit": 10**10}], ids=["timeout", "memory"])
+def test_items_with_a_limit_are_freed_when_they_are_done(limit, shared_pool):
+    """Nobody minds the limit of a call that has ended: its item does not stay until the limit is reached."""
+    store = SharedStore()
+    flow = Workflow("w", store=store, default_config=TaskConfig(**limit))
+    items = (np.full(4 << 20, number, np.uint8) for number in range(6))
+    join = JoinConfig(JoinStrategy.all(), "end", into="sums")
+    flow.register_map("s", lambda ctx, item: int(item[0]), items, join).add_exit_state("end")
+    assert flow.orchestrate("s", pool=shared_pool) == "end"
+    assert store.get("sums") == list(range(6))
+    gc.collect()
+    await_that(lambda: store.segments.used == 0, "the items should be freed", 30.0)

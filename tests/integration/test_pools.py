@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, timedelta
 
 import loky
 import pytest
@@ -326,11 +326,12 @@ def test_warming_up_starts_all_workers():
         assert repr(pool) == "<WorkerPool 3 workers>"
 
 
-def test_warming_up_may_take_too_long():
+@pytest.mark.parametrize("timeout", [0, timedelta(0)])
+def test_warming_up_may_take_too_long(timeout):
     """warm_up raises TimeoutError when the workers are not ready in time; the pool is still good."""
     with WorkerPool(1) as pool:
         with pytest.raises(TimeoutError, match="not ready within 0 s"):
-            pool.warm_up(timeout=0)
+            pool.warm_up(timeout=timeout)
         assert_works(pool)
 
 

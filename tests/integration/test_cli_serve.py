@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import select
 import signal
 import socket
@@ -134,7 +133,6 @@ def test_a_failure_pauses_and_reset_and_unpause_let_it_run_again(place):
     assert place.run("reset", "bad").returncode == 0
     assert bad()["failure_streak"] == 0
     process.terminate()
-    assert re.search(r"flow bad: run \S+ failed.*no luck", process.stderr.read())
     process.wait(60)
 
 

@@ -137,7 +137,7 @@ def test_a_failure_pauses_and_reset_and_unpause_let_it_run_again(place):
 
 
 def statuses(place):
-    return {run["run_id"]: run["status"] for run in json.loads(place.run("runs", "--json").stdout)}
+    return {run["run_id"]: run["status"] for run in json.loads(place.run("runs", "--json", "-n", "1000").stdout)}
 
 
 def test_one_run_of_a_server_is_cancelled(place):
@@ -227,7 +227,7 @@ def test_a_signal_drains(place):
     assert is_alive(pid)
     place.release("long")
     assert process.wait(60) == 143
-    runs = {run["workflow"]: run["status"] for run in json.loads(place.run("runs", "--json").stdout)}
+    runs = {run["workflow"]: run["status"] for run in json.loads(place.run("runs", "--json", "-n", "1000").stdout)}
     assert runs["slow"] == "completed"
 
 

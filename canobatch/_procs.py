@@ -234,8 +234,8 @@ def _open_children(pid: int, known: Mapping[int, int]) -> dict[int, int]:
     return found
 
 
-def kill_trees(roots: Mapping[int, int]) -> None:
-    """Send SIGKILL to the ``roots`` (pid -> pidfd) and to everything below them.
+def kill_trees(roots: Mapping[int, int], timeout: float = 0.0) -> None:
+    """Send SIGKILL to the ``roots`` (pid -> pidfd) and to everything below them; wait up to ``timeout`` seconds for it.
 
     Everything is stopped before anything is killed: a process that is killed first would hand its
     children to a sub-reaper, and one that forks all the time would outrun a plain walk.
@@ -257,6 +257,8 @@ def kill_trees(roots: Mapping[int, int]) -> None:
         send_signal(pidfd, signal.SIGKILL)
     for pidfd in roots.values():
         send_signal(pidfd, signal.SIGKILL)
+    if timeout > 0.0:
+        wait_dead(doomed.values(), timeout)
     for pidfd in below.values():
         os.close(pidfd)
 
@@ -320,8 +322,7 @@ def kill_children(pids: Iterable[int], timeout: float) -> None:
     for pid in pids:
         with suppress(OSError):
             roots[pid] = os.pidfd_open(pid)
-    kill_trees(roots)
-    wait_dead(roots.values(), timeout)
+    kill_trees(roots, timeout)
     for pid, pidfd in roots.items():
         os.close(pidfd)
         with suppress(ChildProcessError):
@@ -383,11 +384,15 @@ def reset_peak_memory() -> bool:
     return True
 
 
-def _is_marked(pid: int, mark: bytes) -> bool:
+def _environ(pid: int) -> bytes:
+    """Return the environment of a process; nothing when it has ended or is another user's."""
     try:
-        environ = Path(f"/proc/{pid}/environ").read_bytes()
+        return Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
-        return False
+        return b""
+
+
+def _carries(environ: bytes, mark: bytes) -> bool:
     return any(entry == mark or entry.startswith(mark + b".") for entry in environ.split(b"\0"))
 
 
@@ -398,7 +403,7 @@ def _all_pids() -> set[int]:
 def marked_processes(token: str) -> list[int]:
     """Return the pids of all other processes whose environment carries ``token`` or an extension of it."""
     mark = f"{TOKEN}={token}".encode()
-    return sorted(pid for pid in _all_pids() - {os.getpid()} if _is_marked(pid, mark))
+    return sorted(pid for pid in _all_pids() - {os.getpid()} if _carries(_environ(pid), mark))
 
 
 def kill_marked(token: str, timeout: float = 2.0) -> None:
@@ -411,8 +416,7 @@ def kill_marked(token: str, timeout: float = 2.0) -> None:
         roots = _stop_marked(f"{TOKEN}={token}".encode(), deadline)
         if not roots:
             return
-        kill_trees(roots)
-        wait_dead(roots.values(), max(0.0, deadline - _clock.monotonic()))
+        kill_trees(roots, deadline - _clock.monotonic())
         for pidfd in roots.values():
             os.close(pidfd)
 
@@ -421,17 +425,20 @@ def _stop_marked(mark: bytes, deadline: float) -> dict[int, int]:
     """Stop every marked process and return their pidfds by pid.
 
     After the first look only new pids are read, so that one look is shorter than a generation of a
-    process that forks and exits all the time.
+    process that forks and exits all the time. A new process that ended before it was read may have been
+    one of those, with a child by now, so such a look does not count as quiet.
     """
     roots: dict[int, int] = {}
-    seen = {os.getpid()}
+    before = {os.getpid()}
     quiet = 0
     while quiet < 3 and _clock.monotonic() < deadline:
-        fresh = _all_pids() - seen
-        seen |= fresh
-        found = len(roots)
+        there = _all_pids()
+        fresh, before = there - before - {os.getpid()}, there
+        found, missed = len(roots), False
         for pid in sorted(fresh, reverse=True):
-            if not _is_marked(pid, mark):
+            environ = _environ(pid)
+            missed = missed or not environ
+            if not _carries(environ, mark):
                 continue
             with suppress(OSError):
                 pidfd = os.pidfd_open(pid)
@@ -440,7 +447,7 @@ def _stop_marked(mark: bytes, deadline: float) -> dict[int, int]:
                     continue
                 send_signal(pidfd, signal.SIGSTOP)
                 roots[pid] = pidfd
-        quiet = quiet + 1 if len(roots) == found else 0
+        quiet = quiet + 1 if len(roots) == found and not missed else 0
     return roots
 
 

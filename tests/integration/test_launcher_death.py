@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from canobatch import JoinConfig, JoinStrategy, WorkerPool, Workflow
+from canobatch import JoinConfig, JoinStrategy, WorkerPool, Workflow, _procs
 from canobatch.errors import WorkerLostError
 from tests.support.losers import Loser, Winner
 from tests.support.tasks import assert_works, square
@@ -285,6 +287,29 @@ def test_the_death_of_the_keeper_ends_the_run_and_its_processes(ways, tmp_path):
         assert witness.survivors() == []
         assert_works(pool)
         assert keeper_of(pool) != keeper
+
+
+#: Starts processes that carry no mark, with much memory, so that their death takes a while; prints their pids.
+WITH_UNMARKED_CHILDREN = """
+import signal, subprocess, sys
+code = "held = bytearray(100_000_000); print(flush=True); import signal; signal.pause()"
+below = [subprocess.Popen([sys.executable, "-c", code], env={}, stdout=subprocess.PIPE) for _ in range(3)]
+for process in below:
+    process.stdout.readline()
+print(*(process.pid for process in below), flush=True)
+signal.pause()
+"""
+
+
+def test_what_is_killed_by_its_mark_is_dead_with_all_that_is_below_it():
+    """The sweep after a keeper's death waits for those too that do not carry the mark."""
+    token = f"test-{os.getpid()}"
+    command = [sys.executable, "-c", WITH_UNMARKED_CHILDREN]
+    with subprocess.Popen(command, env={**os.environ, _procs.TOKEN: token}, stdout=subprocess.PIPE) as process:
+        below = [int(pid) for pid in process.stdout.readline().split()]
+        _procs.kill_marked(token)
+        assert [pid for pid in below if is_alive(pid)] == []
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_the_death_of_an_idle_pools_keeper_is_not_noticed():

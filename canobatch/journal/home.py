@@ -72,8 +72,15 @@ class Home:
         with _sqlite.translated(self.directory):
             if self.runs.is_dir() and self.locks.is_dir():
                 return
-            for path in (self.directory, self.runs, self.locks):
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                for path in (self.directory, self.runs, self.locks):
+                    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise JournalError(
+                    f"{error.filename} is a file, or below one, so it can be no directory; name another",
+                    path=str(self.directory),
+                    reason="foreign",
+                ) from error
 
     def run(self, name: str) -> Path:
         """Return a run's directory."""

@@ -61,6 +61,8 @@ class SqliteJournal:
     def __init__(self, directory: str | os.PathLike[str], *, durable: _sqlite.Durable = "process") -> None:
         if durable not in {"process", "power"}:
             raise ConfigurationError(f'durable must be "process" or "power", got {durable!r}')
+        if not isinstance(directory, str | os.PathLike):
+            raise ConfigurationError(f"directory must be a path, got {directory!r}")
         self._home = Home(Path(directory).absolute(), durable)
 
     @property

@@ -14,6 +14,7 @@ from canobatch.scheduler.schedules import parse_schedule
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
+    from datetime import timedelta
     from types import TracebackType
     from typing import Self
 
@@ -108,13 +109,13 @@ class FlowHome:
             raise SchedulerError(f"flow {id!r} is running; cancel it first, then forget it", flow=id)
         self._ledger.forget(id)
 
-    def trigger(self, id: str, params: Any = None, *, timeout: float = 5.0) -> str:
+    def trigger(self, id: str, params: Any = None, *, timeout: float | timedelta = 5.0) -> str:
         """Have a scheduler of the home run a flow, and return the run's id.
 
         Args:
             id: The flow.
             params: The run's parameters; they are pickled. None: those of the flow.
-            timeout: Seconds to wait for a scheduler that takes the command.
+            timeout: Seconds, or a `timedelta`, to wait for a scheduler that takes the command.
 
         Raises:
             UnknownFlowError: The home has no such flow.
@@ -123,7 +124,7 @@ class FlowHome:
         """
         return self._ask(id, "trigger", params, timeout)
 
-    def cancel_flow(self, id: str, *, timeout: float = 5.0) -> None:
+    def cancel_flow(self, id: str, *, timeout: float | timedelta = 5.0) -> None:
         """Have what runs of a flow cancelled; does nothing if nothing does.
 
         Raises:
@@ -133,7 +134,7 @@ class FlowHome:
         if self._ledger.is_claimed(self._known(id)):
             self._ask(id, "cancel", None, timeout)
 
-    def cancel_run(self, run_id: str, *, timeout: float = 5.0) -> str | None:
+    def cancel_run(self, run_id: str, *, timeout: float | timedelta = 5.0) -> str | None:
         """Have one run cancelled; other runs go on, of the same flow too.
 
         Returns:
@@ -184,14 +185,15 @@ class FlowHome:
             self._ledger.put_state(self._known(id), change(self._ledger.state(id)))
         self._ledger.wake_others()
 
-    def _ask(self, id: str, what: Any, params: Any, timeout: float, *, run_id: str | None = None) -> str:
+    def _ask(self, id: str, what: Any, params: Any, timeout: float | timedelta, *, run_id: str | None = None) -> str:
         number = self._ledger.ask(self._known(id), what, params, run_id=run_id)
-        until = _clock.monotonic() + timeout
+        seconds = _clock.as_seconds(timeout)
+        until = _clock.monotonic() + seconds
         while (answer := self._ledger.answer_to(number)) is None:
             if _clock.monotonic() > until:
                 self._ledger.withdraw(number)
                 raise SchedulerError(
-                    f"no scheduler of {self._home} has taken the command to {what} flow {id!r} within {timeout:g} s; "
+                    f"no scheduler of {self._home} has taken the command to {what} flow {id!r} within {seconds:g} s; "
                     f"is one running that has this flow?",
                     flow=id,
                 )

@@ -219,7 +219,7 @@ class RunningScheduler:
 
     # -- the end
 
-    def stop(self, timeout: float = 30.0) -> None:
+    def stop(self, timeout: float | timedelta = 30.0) -> None:
         """Let nothing new begin, and end within ``timeout`` seconds.
 
         What runs may come to its end; shortly before the time is over (a quarter of it, at most 5 s) it is
@@ -227,14 +227,15 @@ class RunningScheduler:
         first.
 
         Args:
-            timeout: Seconds; 0 cancels at once, and waits a second at most.
+            timeout: Seconds, or a `timedelta`; 0 cancels at once, and waits a second at most.
 
         Raises:
             SchedulerError: Something has not ended: a task that runs in this process cannot be killed. The error
                 names it; the end of the process ends it.
         """
-        until = _clock.monotonic() + timeout
-        self._stop(until - min(timeout / 4, _LAST_SECONDS), until)
+        seconds = _clock.as_seconds(timeout)
+        until = _clock.monotonic() + seconds
+        self._stop(until - min(seconds / 4, _LAST_SECONDS), until)
 
     def _stop(self, drain_until: float, until: float) -> None:
         with self._wake:
@@ -264,27 +265,31 @@ class RunningScheduler:
             _log.error("what waits of flow %r could not be dropped; it stops all the same", flow.id, exc_info=error)
 
     def _await_runs(self, until: float) -> None:
-        while self._running() and (left := until - _clock.monotonic()) > 0:
+        while self._running() and (left := _clock.time_left(until)) > 0:
             self._wake.wait(left)
 
     def _running(self) -> Sequence[tuple[LiveFlow, Run]]:
         return [(flow, run) for flow in self._flows.values() for run in flow.runs.values() if run is not None]
 
-    def wait(self, timeout: float | None = None) -> None:
+    def wait(self, timeout: float | timedelta | None = None) -> None:
         """Wait until the scheduler has been stopped.
 
+        Args:
+            timeout: Seconds to wait at most, or a `timedelta`; None: no limit.
+
         Raises:
-            TimeoutError: ``timeout`` seconds passed first.
+            TimeoutError: ``timeout`` passed first.
         """
-        if not self._ended.wait(timeout):
-            raise TimeoutError(f"the scheduler has not been stopped within {timeout} s")
+        seconds = None if timeout is None else min(_clock.as_seconds(timeout), _clock.LONGEST)
+        if not self._ended.wait(seconds):
+            raise TimeoutError(f"the scheduler has not been stopped within {seconds:g} s")
 
     @property
     def is_stopped(self) -> bool:
         """Whether it has been stopped and everything has ended."""
         return self._ended.is_set()
 
-    def serve(self, timeout: float = 30.0) -> int | None:
+    def serve(self, timeout: float | timedelta = 30.0) -> int | None:
         """Wait until the scheduler has been stopped, or stop it at SIGTERM or SIGINT; for the main thread.
 
         A second signal ends the process at once, and with it everything that it runs.

@@ -384,7 +384,7 @@ def test_a_command_that_nobody_takes_is_withdrawn(node, body, home):
     """Without a scheduler a trigger is an error, and does not run later."""
     node(manual(body)).stop()
     with FlowHome(home) as shared, pytest.raises(SchedulerError, match=r"no scheduler of .* has taken the command"):
-        shared.trigger("f", timeout=0.05)
+        shared.trigger("f", timeout=timedelta(seconds=0.05))
     later = node(manual(body))
     later.clock.settle()
     assert (body.started, later.status("f").run_count) == (0, 0)

@@ -1002,9 +1002,12 @@ def test_a_stop_without_time_cancels_at_once(by_hand, body):
     running = by_hand()
     body.gate.clear()
     run = running.trigger("f")
-    running.stop(0)
+    with pytest.raises(TimeoutError, match=r"within 0\.01 s"):
+        running.wait(timedelta(milliseconds=10))
+    running.stop(timedelta(0))
     with pytest.raises(RunCancelledError, match="the scheduler was stopped"):
         run.wait(0)
+    running.wait(timedelta(days=100_000))
 
 
 def test_a_stop_returns_at_its_deadline_and_names_what_goes_on(clock, launch, make):

@@ -102,6 +102,24 @@ def test_a_wrong_durable_is_refused(tmp_path):
         SqliteJournal(tmp_path, durable="disk")
 
 
+@pytest.mark.parametrize("directory", [None, 3, b"runs"])
+def test_a_directory_that_is_no_path_is_refused(directory):
+    """At once, not with the first run."""
+    with pytest.raises(ConfigurationError, match="directory must be a path"):
+        SqliteJournal(directory)
+
+
+@pytest.mark.parametrize("below", ["", "runs"])
+def test_a_file_where_the_journal_should_be_is_named(tmp_path, below):
+    """It is left as it is."""
+    place = tmp_path / "file"
+    place.write_text("mine")
+    with pytest.raises(JournalError, match="is a file, or below one") as caught:
+        SqliteJournal(place / below).begin(new_run())
+    assert caught.value.reason == "foreign"
+    assert place.read_text() == "mine"
+
+
 def test_values_are_freed_when_nothing_refers_to_them(journal):
     """A large value's file goes when its key is replaced, its operation is committed, its run is pruned."""
     run = journal.begin(new_run())

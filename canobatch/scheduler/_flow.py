@@ -68,11 +68,10 @@ class LiveFlow:
         self._delay = timedelta(0)
         anchor = self._ledger.enrol(spec.id, str(spec.schedule), desk.clock.now())
         self.schedule = spec.schedule.anchored(anchor)
-        is_interval = isinstance(self.schedule, Interval)
         #: Whether the next tick depends on the end of the run before.
         self.is_relative = isinstance(self.schedule, Interval) and self.schedule.mode == "fixed_delay"
         # The anchor of an interval may be a tick itself. Everything up to here is accounted for.
-        self._done_until = anchor - timedelta(microseconds=1) if is_interval else anchor
+        self._done_until = anchor - timedelta(microseconds=1) if isinstance(self.schedule, Interval) else anchor
         #: The same before the step that is under way.
         self._done_before: datetime | None = None
         self._see_others()
@@ -393,8 +392,15 @@ class LiveFlow:
         else:
             self._ledger.ask(self.id, overlap.ends_running)
 
+    def has(self, run_id: str) -> bool:
+        """Return whether a run goes on or waits here."""
+        return run_id in self.runs or run_id in self._triggered
+
     def cancel(self, reason: str, *, kills: bool = False, run_id: str | None = None) -> None:
         """Cancel what runs here, or one run, or do not even wait for compensatable tasks; returns at once."""
+        if run_id is not None and run_id in self._triggered:
+            self._ledger.take_out(run_id)
+            self._drop(Waiting(run_id=run_id), SkipReason.CANCELLED)
         for run in list(self.runs.values()) if run_id is None else [self.runs.get(run_id)]:
             if run is not None and kills:
                 run.kill(reason)

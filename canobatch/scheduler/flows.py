@@ -48,6 +48,7 @@ class SkipReason(StrEnum):
     MISSED = "missed"
     REPLACED = "replaced"
     STOPPED = "stopped"
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)

@@ -277,8 +277,12 @@ class SqliteLedger:
         self._write("REPLACE INTO claims VALUES (?,?,?,?,?,?,?,?,?)", flow, claim.run_id, claim.owner, *values)
 
     def flow_of(self, run_id: str) -> str | None:
-        """Return the flow of a run that goes on."""
-        rows = self._read("SELECT flow FROM claims WHERE run=?1 UNION SELECT flow FROM unclaimed WHERE run=?1", run_id)
+        """Return the flow of a run that goes on, or waits for its turn."""
+        rows = self._read(
+            "SELECT flow FROM claims WHERE run=?1 UNION SELECT flow FROM unclaimed WHERE run=?1"
+            " UNION SELECT flow FROM waiting WHERE run=?1",
+            run_id,
+        )
         return rows[0][0] if rows else None
 
     def describe_run(self, flow: str, run: Claim) -> None:
@@ -337,6 +341,10 @@ class SqliteLedger:
                     self.wake_others()
                     return None
         return None
+
+    def take_out(self, run_id: str) -> None:
+        """Let a run wait no more."""
+        self._write("DELETE FROM waiting WHERE run=?", run_id)
 
     def waiting(self, flow: str) -> int:
         """Return how much waits."""

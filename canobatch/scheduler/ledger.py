@@ -153,6 +153,9 @@ class Ledger(Protocol):
     def pop(self, flow: str, *, only_own: bool = False) -> Waiting | None:
         """Take the oldest of what waits, if this scheduler may; with ``only_own``, if no other may."""
 
+    def take_out(self, run_id: str) -> None:
+        """Let a run wait no more."""
+
     def waiting(self, flow: str) -> int:
         """Return how much waits."""
 
@@ -285,6 +288,12 @@ class MemoryLedger:
     def pop(self, flow: str, *, only_own: bool = False) -> Waiting | None:  # noqa: ARG002 - all is its own
         """Take the oldest of what waits."""
         return self._waiting[flow].popleft() if self._waiting[flow] else None
+
+    def take_out(self, run_id: str) -> None:
+        """Let a run wait no more."""
+        for queue in self._waiting.values():
+            for waiting in [each for each in queue if each.run_id == run_id]:
+                queue.remove(waiting)
 
     def waiting(self, flow: str) -> int:
         """Return how much waits."""

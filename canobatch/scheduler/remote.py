@@ -135,7 +135,7 @@ class FlowHome:
             self._ask(id, "cancel", None, timeout)
 
     def cancel_run(self, run_id: str, *, timeout: float | timedelta = 5.0) -> str | None:
-        """Have one run cancelled; other runs go on, of the same flow too.
+        """Have one run cancelled, or dropped if it waits for its turn; other runs go on, of the same flow too.
 
         Returns:
             The flow that it is a run of, once its scheduler has heard of it; None: no scheduler runs it.

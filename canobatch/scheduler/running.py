@@ -419,7 +419,7 @@ class RunningScheduler:
         if command.what != "trigger":
             one = command.run_id
             with self._step(command.flow) as flow:
-                if (one in flow.runs if one else flow.runs) and self._ledger.answer(command):
+                if (flow.has(one) if one else flow.runs) and self._ledger.answer(command):
                     reason = "cancelled from another process" if one else f"flow {flow.id!r} was cancelled"
                     flow.cancel(reason, kills=command.what == "kill", run_id=one)
         elif not self._is_stopping:

@@ -47,6 +47,7 @@ flows = (
     .manual("hand", quick, "work")
     .manual("slow", slow, "long")
     .manual("many", many, "named", overlap="allow")
+    .manual("line", many, "named", overlap="queue_all")
     .manual("bad", bad, "fail", pause_on_failure=True)
 )
 """
@@ -80,7 +81,7 @@ def test_flows_are_served_listed_triggered_and_paused(place):
     process = serve(place)
     await_that(lambda: ran(place), "a tick should have run")
     flows = {flow["id"]: flow for flow in json.loads(place.run("flows", "--json").stdout)}
-    assert set(flows) == {"often", "nightly", "hand", "slow", "many", "bad"}
+    assert set(flows) == {"often", "nightly", "hand", "slow", "many", "line", "bad"}
     assert flows["nightly"]["schedule"] == "cron '30 1 * * *' in Europe/Paris"
     assert "often" in place.run("flows").stdout
     done = place.run("trigger", "hand", "-p", "n=3")
@@ -165,6 +166,28 @@ def test_one_run_of_a_server_is_cancelled(place):
     await_that(lambda: statuses(place)[stays] == "completed", "the other run should come to its end")
     before = len(ran(place))
     await_that(lambda: len(ran(place)) > before, "ticks should go on")
+    process.terminate()
+    assert process.wait(60) == 143
+
+
+def test_a_run_that_waits_for_its_turn_is_cancelled(place):
+    """It never begins; what runs goes on, and so does what waits behind it."""
+    process = serve(place)
+    first, second, third = (
+        place.run("trigger", "line", "-p", f"name={name}").stdout.strip() for name in ("first", "second", "third")
+    )
+    place.await_told("first")
+    done = place.run("cancel", second)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [
+        f"run {second} of flow line is being cancelled; its scheduler goes on",
+        f"run {second} has ended: cancelled",
+    ]
+    assert statuses(place)[first] == "running"
+    place.release("first")
+    place.await_told("third")
+    place.release("third")
+    await_that(lambda: statuses(place)[third] == "completed", "the last in line should come to its end")
     process.terminate()
     assert process.wait(60) == 143
 
@@ -283,7 +306,7 @@ def systemd(place, monkeypatch):
 def test_systemd_is_told(place, systemd):
     """READY once it serves, STOPPING at the end, and nothing else: it has not asked for a watchdog."""
     process = serve(place)
-    assert systemd.recv(1000).decode().startswith("READY=1\nSTATUS=6 flows")
+    assert systemd.recv(1000).decode().startswith("READY=1\nSTATUS=7 flows")
     process.terminate()
     assert systemd.recv(1000) == b"STOPPING=1"
     assert process.wait(60) == 143

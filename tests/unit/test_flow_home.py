@@ -380,6 +380,22 @@ def test_flows_are_triggered_and_cancelled_from_outside(node, body, home):
     assert body.params == [{"day": "Friday"}]
 
 
+def test_a_run_that_waits_for_its_turn_is_cancelled(node, body, home):
+    """It never begins, and the next in line does; the history says so."""
+    body.gate.clear()
+    a = node(manual(body, overlap="queue_all"))
+    with FlowHome(home) as shared:
+        second = [shared.trigger("f", {"n": n}, timeout=NEVER) for n in range(3)][1]
+        assert shared.cancel_run(second, timeout=NEVER) == "f"
+        assert shared.cancel_run(second) is None
+    body.gate.set()
+    await_that(lambda: a.status("f").run_count == 2, "the others should run")
+    assert body.params == [{"n": 0}, {"n": 2}]
+    told = [(record.kind, record.run_id) for record in a.history("f") if record.run_id == second]
+    assert told == [("queued", second), ("skipped", second)]
+    assert [record.reason for record in a.history("f") if record.kind == "skipped"] == ["cancelled"]
+
+
 def test_a_command_that_nobody_takes_is_withdrawn(node, body, home):
     """Without a scheduler a trigger is an error, and does not run later."""
     node(manual(body)).stop()

@@ -28,7 +28,7 @@ from canobatch.join import BranchStatus
 from canobatch.pool import Finished, Lost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from canobatch.task import TaskConfig
 
@@ -44,7 +44,8 @@ class Where(NamedTuple):
     state: Any
     branch: int | None
     attempt: int
-    path: tuple[Any, ...]
+    #: The run's; errors keep a copy.
+    path: Sequence[Any]
 
     def __str__(self) -> str:
         branch = "" if self.branch is None else f", branch {self.branch}"

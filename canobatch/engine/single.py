@@ -80,7 +80,7 @@ def _in_parent(
     if call is None:
         call = driver.calls[state] = bound_call(entry_point(handler.task), (1, 0))
     while True:
-        where = Where(state, None, report.attempts + 1, tuple(driver.path))
+        where = Where(state, None, report.attempts + 1, driver.path)
         admitted = let_through(driver, config, where)
         report.attempts += 1
         view = driver.view()
@@ -105,7 +105,7 @@ def _in_worker(
     header = driver.header(state, [handler.task], driver.deadline)
     lane = station.lane(state)
     while True:
-        where = Where(state, None, report.attempts + 1, tuple(driver.path))
+        where = Where(state, None, report.attempts + 1, driver.path)
         admitted = let_through(driver, config, where)
         report.attempts += 1
         lane.begin(header, None, 0)

@@ -233,7 +233,7 @@ class Visit:
 
     def where(self, branch: int | None = None, attempt: int | None = None) -> Where:
         """Return what an error of a call is about."""
-        return Where(self.state, branch, attempt or self.attempt, tuple(self.driver.path))
+        return Where(self.state, branch, attempt or self.attempt, self.driver.path)
 
     def packed(self, what: str, value: Any) -> Data:
         """Return ``value`` packed.

@@ -57,6 +57,12 @@ class Home:
         """Return where it is kept what the tasks of a run print."""
         return self.directory / "output" / name_of(run_id)
 
+    def has_output(self, run_id: str) -> bool:
+        """Return whether a task of the run has printed something that is kept."""
+        with suppress(OSError):
+            return any(path.stat().st_size for path in self.output(run_id).glob("*.out"))
+        return False
+
     def bell(self, run_id: str) -> Path:
         """Return the FIFO by which a run is cancelled."""
         return self.directory / "bells" / name_of(run_id)

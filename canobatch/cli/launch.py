@@ -304,6 +304,8 @@ def run_to_end(
             if error.errno != errno.EIO:
                 raise
             leave_terminal()
+    if settings.home is not None and settings.home.has_output(ended.run.id):
+        say(f"what its tasks printed: canobatch logs {ended.run.id}")
     if ended.is_resumable and settings.home is not None:
         say(f"go on with: canobatch resume {ended.run.id}")
     fail_if(ended)

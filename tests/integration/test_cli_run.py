@@ -94,6 +94,7 @@ def test_a_run_from_its_id_to_its_summary(place):
     assert "imported" not in done.stdout
     assert "imported" in done.stderr
     assert "squaring" not in done.stdout + done.stderr
+    assert f"canobatch logs {run_id}" in done.stderr
     assert "\x1b" not in done.stdout + done.stderr
 
 
@@ -104,7 +105,9 @@ def test_the_first_workflow_runs(place):
     done = place.run("run", "etl.py", "-p", "texts=4", "-p", "jitter=0")
     assert done.returncode == 0, done.stderr
     assert "4: 4 succeeded" in done.stdout
-    assert "4 texts, 4000 words" in place.run("logs", "last").stdout
+    run_id = done.stdout.partition("\n")[0].removeprefix("run ")
+    assert done.stderr.splitlines()[-1] == f"what its tasks printed: canobatch logs {run_id}"
+    assert "4 texts, 4000 words" in place.run("logs", run_id).stdout
 
 
 def test_a_home_of_a_newer_version_is_told(place):
@@ -174,7 +177,8 @@ def test_a_failed_rollback_is_5(place):
 def test_a_run_that_takes_too_long_is_6(place):
     """--timeout kills the task in its worker, and the run has timed out."""
     place.write("long.py", LONG)
-    process = place.start("run", "long.py", "--timeout", "1")
+    # Enough for a worker to boot on a busy machine.
+    process = place.start("run", "long.py", "--timeout", "6")
     pid = place.await_told("long")
     assert process.wait(60) == 6
     assert not is_alive(pid)

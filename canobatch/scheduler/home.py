@@ -279,8 +279,8 @@ class SqliteLedger:
     def flow_of(self, run_id: str) -> str | None:
         """Return the flow of a run that goes on, or waits for its turn."""
         rows = self._read(
-            "SELECT flow FROM claims WHERE run=?1 UNION SELECT flow FROM unclaimed WHERE run=?1"
-            " UNION SELECT flow FROM waiting WHERE run=?1",
+            "SELECT flow FROM (SELECT run, flow FROM claims UNION SELECT run, flow FROM unclaimed"
+            " UNION SELECT run, flow FROM waiting) WHERE run=?",
             run_id,
         )
         return rows[0][0] if rows else None
